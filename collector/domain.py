@@ -1,0 +1,160 @@
+"""The collector's nouns: frozen records of what was looked at and what was seen.
+
+Standard library only. AWS's names stop before this module, column names begin behind it. Every string
+here is storable text, every instant is timezone-aware UTC, and every list is in canonical order, so
+equal hashes mean equal contents (see ``collector.aws.transform``).
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import blake2b
+
+FORGOTTEN_AFTER = timedelta(days=7)
+"""How long ``DescribeImportImageTasks`` still lists a task that has ended (AWS's documentation)."""
+
+FINISHED_STATUSES = frozenset({"completed", "deleted"})
+"""The statuses after which a task no longer changes; a failed or cancelled one is ``deleted``."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Target:
+    """One (account, Region): the unit of polling, locking and failure."""
+
+    account_id: str
+    region: str
+
+    def __str__(self) -> str:
+        return f"account {self.account_id}, Region {self.region}"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDetail:
+    """One disk of an import. ``position`` is its place in the canonical order, from 0.
+
+    ``disk_image_size`` is in bytes, whatever AWS's documentation says. ``extra`` is canonical JSON text of
+    the members that have no field here.
+    """
+
+    position: int
+    description: str | None
+    device_name: str | None
+    disk_image_size: float | None
+    format: str | None
+    progress: str | None
+    snapshot_id: str | None
+    status: str | None
+    status_message: str | None
+    url: str | None
+    s3_bucket: str | None
+    s3_key: str | None
+    extra: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One tag; an empty value is ``None``."""
+
+    key: str
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LicenseSpecification:
+    """One licence configuration; ``position`` is its place in the canonical order, from 0."""
+
+    position: int
+    license_configuration_arn: str | None
+    extra: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImportTask:
+    """An import image task as one look saw it.
+
+    ``content_hash`` covers everything observed but the id. The ``*_set`` hashes name the child lists
+    within the task (``None``: an empty list). All hashes are signed 64-bit.
+    """
+
+    import_task_id: str
+    content_hash: int
+    details_set: int | None
+    tags_set: int | None
+    licenses_set: int | None
+    architecture: str | None
+    boot_mode: str | None
+    description: str | None
+    encrypted: bool | None
+    hypervisor: str | None
+    image_id: str | None
+    kms_key_id: str | None
+    license_type: str | None
+    platform: str | None
+    progress: str | None
+    status: str | None
+    status_message: str | None
+    usage_operation: str | None
+    extra: str | None
+    snapshot_details: tuple[SnapshotDetail, ...]
+    tags: tuple[Tag, ...]
+    license_specifications: tuple[LicenseSpecification, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the task has ended and will only be forgotten."""
+        return self.status in FINISHED_STATUSES
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What one look at a target saw.
+
+    ``observed_at`` was taken just before the first request, ``finished_at`` after the last answer. Only a
+    *complete* scan (unfiltered, read to the last page, free of errors, every doubt settled) says that a
+    task it does not name is gone. ``source`` is where it came from: ``api`` or ``file``. ``digest`` is an
+    order-free hash of the tasks' ids and contents.
+    """
+
+    target: Target
+    observed_at: datetime
+    finished_at: datetime
+    complete: bool
+    source: str
+    tasks: tuple[ImportTask, ...]
+    digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        tasks = sorted(self.tasks, key=lambda task: task.import_task_id)
+        for one, other in zip(tasks, tasks[1:], strict=False):
+            if one.import_task_id == other.import_task_id:
+                raise ValueError(f"{one.import_task_id} occurs twice in one scan of {self.target}")
+        if self.observed_at.utcoffset() != timedelta(0):
+            raise ValueError(f"observed_at of a scan of {self.target} is not UTC: {self.observed_at}")
+        object.__setattr__(self, "tasks", tuple(tasks))
+        object.__setattr__(self, "digest", _digest(tasks))
+
+
+def _digest(tasks: list[ImportTask]) -> bytes:
+    """Hash ``{(id, content)}``; the tasks are sorted by id, so their first order does not matter."""
+    digest = blake2b(digest_size=16)
+    for task in tasks:
+        digest.update(f"{task.import_task_id}\0{task.content_hash}\0".encode())
+    return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One look that failed: it says nothing about any task.
+
+    ``target.region`` is empty where an account failed before its Regions were known. ``code`` is AWS's
+    error code or our error's name; ``message`` is safe to log and store.
+    """
+
+    account_id: str
+    region: str | None
+    failed_at: datetime
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"account {self.account_id}" + (f", Region {self.region}" if self.region else "")
+        return f"{where}: {self.code}: {self.message}"
