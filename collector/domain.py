@@ -8,6 +8,7 @@ equal hashes mean equal contents (see ``collector.aws.transform``).
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from itertools import pairwise
 
 FORGOTTEN_AFTER = timedelta(days=7)
 """How long ``DescribeImportImageTasks`` still lists a task that has ended (AWS's documentation)."""
@@ -124,7 +125,7 @@ class Scan:
 
     def __post_init__(self) -> None:
         tasks = sorted(self.tasks, key=lambda task: task.import_task_id)
-        for one, other in zip(tasks, tasks[1:], strict=False):
+        for one, other in pairwise(tasks):
             if one.import_task_id == other.import_task_id:
                 raise ValueError(f"{one.import_task_id} occurs twice in one scan of {self.target}")
         if self.observed_at.utcoffset() != timedelta(0):

@@ -1,0 +1,261 @@
+"""Wire JSON to domain records, purely: one canonical form is hashed, and it is what is stored.
+
+The input is a task as boto3 parses it and as ``aws ec2 describe-import-image-tasks`` prints it (PascalCase
+members). The canonical form has the wire's own names, numbers by value, nothing for absent or empty, child
+lists in an order that depends on content alone, storable text, and no credentials. It covers members that
+have no field in ``collector.domain`` too; those travel in ``extra``. It must not depend on the warehouse's
+columns: adding a column one day must not make a new version of every task.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from collector.aws.redaction import without_credentials
+from collector.domain import ImportTask, LicenseSpecification, SnapshotDetail, Tag
+from collector.errors import MalformedTaskError
+
+Json = dict[str, Any]
+
+_RENAMED = {"SnapshotDetails": "snapshotDetailSet", "Tags": "tagSet"}
+"""Members whose wire name is more than their own with a small first letter (EC2's service model)."""
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_LONGEST_KEY = 500
+"""Characters in an id or a tag key; AWS allows 128 for a key. Longer ones do not fit PostgreSQL's B-trees."""
+
+_EXACT_INTEGERS = 2**53
+
+
+def import_task(wire: object) -> ImportTask:
+    """Turn one task into its domain record.
+
+    Raises:
+        MalformedTaskError: the object is no import image task, or a member cannot be understood.
+    """
+    try:
+        task = _canonical(wire) if isinstance(wire, Mapping) else None
+    except RecursionError:
+        raise MalformedTaskError("an import task is nested too deeply") from None
+    if not isinstance(task, dict):
+        raise MalformedTaskError(f"an import task must be a JSON object with members, not {_kind(wire)}")
+    import_task_id = task.pop("importTaskId", None)
+    if not isinstance(import_task_id, str) or len(import_task_id) > _LONGEST_KEY:
+        raise MalformedTaskError(f"an import task must have an ImportTaskId; this one has {_members(wire)}")
+    try:
+        return _import_task(import_task_id, task)
+    except MalformedTaskError as error:
+        raise MalformedTaskError(f"{import_task_id}: {error}") from None
+
+
+def _import_task(import_task_id: str, task: Json) -> ImportTask:
+    disks = sorted((_typed_disk(disk) for disk in _objects(task, "snapshotDetailSet")), key=_disk_order)
+    tags = _tags(_objects(task, "tagSet"))
+    specs = [_typed(spec, _LICENSE) for spec in _objects(task, "licenseSpecifications")]
+    specs.sort(key=_license_order)
+    sets = [_hash(items) if items else None for items in (disks, tags, specs)]
+    content_hash = _hash([_typed(task, _TASK), *sets])
+    return ImportTask(
+        import_task_id=import_task_id,
+        content_hash=content_hash,
+        details_set=sets[0],
+        tags_set=sets[1],
+        licenses_set=sets[2],
+        **_take(task, _TASK),
+        extra=_rest(task),
+        snapshot_details=tuple(_snapshot_detail(position, disk) for position, disk in enumerate(disks)),
+        tags=tuple(Tag(**_take(tag, _TAG)) for tag in tags),
+        license_specifications=tuple(
+            LicenseSpecification(position, **_take(spec, _LICENSE), extra=_rest(spec))
+            for position, spec in enumerate(specs)
+        ),
+    )
+
+
+def _typed_disk(disk: Json) -> Json:
+    if not isinstance(bucket := disk.get("userBucket", {}), dict):
+        raise MalformedTaskError(f"userBucket of a disk must be an object, not {_kind(bucket)}")
+    _typed(bucket, _BUCKET)
+    return _typed(disk, _DISK)
+
+
+def _snapshot_detail(position: int, disk: Json) -> SnapshotDetail:
+    bucket = disk.pop("userBucket", {})
+    fields = _take(disk, _DISK) | _take(bucket, _BUCKET)
+    rest = {**disk, "userBucket": bucket} if bucket else disk
+    return SnapshotDetail(position=position, **fields, extra=_rest(rest))
+
+
+def _tags(tags: list[Json]) -> list[Json]:
+    """Sort by key and drop exact repeats; a key with two values is no tag set of EC2's."""
+    by_key: dict[str, Json] = {}
+    for tag in tags:
+        pair = _typed({"key": "", **tag}, _TAG)
+        pair = {name: pair[name] for name in _TAG if name in pair}
+        if len(pair["key"]) > _LONGEST_KEY:
+            raise MalformedTaskError(f"a tag's Key must have at most {_LONGEST_KEY} characters")
+        if by_key.setdefault(pair["key"], pair) != pair:
+            raise MalformedTaskError(f"tag {pair['key']!r} occurs twice with different values")
+    return [by_key[key] for key in sorted(by_key)]
+
+
+# The canonical form
+
+
+def _canonical(value: Any, name: str = "") -> Any:
+    """Return the canonical form of a JSON value, ``None`` where nothing is left of it."""
+    if isinstance(value, str):
+        text = without_credentials(value, strict=name.lower().endswith("url"))
+        return _UNSTORABLE.sub(_escaped, text) or None
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int | float):
+        return _canonical_number(value)
+    if isinstance(value, Mapping):
+        return _canonical_object(value)
+    if isinstance(value, list | tuple):
+        return [_canonical(item, name) for item in value] or None
+    raise MalformedTaskError(f"{name} holds {_kind(value)}, which JSON does not have")
+
+
+def _canonical_object(value: Mapping[Any, Any]) -> Json | None:
+    members: Json = {}
+    for key, member in value.items():
+        name = _wire_name(str(key))
+        if (kept := _canonical(member, name)) is not None and members.setdefault(name, kept) is not kept:
+            raise MalformedTaskError(f"{name} occurs twice in one object")
+    return members or None
+
+
+def _wire_name(name: str) -> str:
+    return _UNSTORABLE.sub(_escaped, _RENAMED.get(name) or name[:1].lower() + name[1:])
+
+
+def _escaped(character: re.Match[str]) -> str:
+    r"""Write what PostgreSQL's text cannot hold as JSON escapes it: a NUL becomes ``\u0000``."""
+    return f"\\u{ord(character[0]):04x}"
+
+
+def _canonical_number(value: float) -> float:
+    if not math.isfinite(value):
+        raise MalformedTaskError("a number is not finite")
+    return int(value) if abs(value) < _EXACT_INTEGERS and value == int(value) else value
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _hash(value: object) -> int:
+    """Hash a canonical value to a signed 64-bit integer."""
+    return int.from_bytes(blake2b(_dumps(value).encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _disk_order(disk: Json) -> tuple[str, str, str, str]:
+    """Order disks by device, then source, then content: they have no id, and their order is not promised."""
+    bucket = disk.get("userBucket")
+    bucket = bucket if isinstance(bucket, dict) else {}
+    device, name, key = disk.get("deviceName", ""), bucket.get("s3Bucket", ""), bucket.get("s3Key", "")
+    return str(device), str(name), str(key), _dumps(disk)
+
+
+def _license_order(spec: Json) -> tuple[str, str]:
+    return str(spec.get("licenseConfigurationArn", "")), _dumps(spec)
+
+
+def _objects(task: Json, name: str) -> list[Json]:
+    items = task.pop(name, [])
+    if not isinstance(items, list):
+        raise MalformedTaskError(f"{name} must be a list, not {_kind(items)}")
+    for item in items:
+        if item is not None and not isinstance(item, dict):
+            raise MalformedTaskError(f"{name} must hold objects, not {_kind(item)}")
+    return [item or {} for item in items]
+
+
+def _typed(members: Json, table: Mapping[str, "_Member"]) -> Json:
+    """Give the members that have a column the column's type, in place: equal rows must hash equally."""
+    for name, value in members.items():
+        if name in table:
+            try:
+                members[name] = table[name].kind(value)
+            except (KeyError, TypeError, ValueError):
+                sample = "" if isinstance(value, dict | list) else f" like {str(value)[:40]!r}"
+                raise MalformedTaskError(f"{name} cannot be {_kind(value)}{sample}") from None
+    return members
+
+
+def _take(members: Json, table: Mapping[str, "_Member"]) -> Json:
+    """Move the members that have a column out, by the column's name; what stays is ``extra``."""
+    return {member.column: members.pop(name, None) for name, member in table.items()}
+
+
+def _rest(members: Json) -> str | None:
+    return _dumps(members) if members else None
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, dict | list):
+        raise TypeError
+    return value if isinstance(value, str) else _dumps(value)
+
+
+def _as_number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return _canonical_number(float(value))
+
+
+def _as_boolean(value: Any) -> bool:
+    return {"true": True, "false": False}[_as_text(value).lower()]
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def _members(wire: object) -> str:
+    names = ", ".join(sorted(map(str, wire))[:5]) if isinstance(wire, Mapping) else ""
+    return f"only {names[:200]}" if names else "no members"
+
+
+class _Member(NamedTuple):
+    """Where a member goes, and what it must be."""
+
+    column: str
+    kind: Callable[[Any], Any] = _as_text
+
+
+_TASK = {
+    "architecture": _Member("architecture"),
+    "bootMode": _Member("boot_mode"),
+    "description": _Member("description"),
+    "encrypted": _Member("encrypted", _as_boolean),
+    "hypervisor": _Member("hypervisor"),
+    "imageId": _Member("image_id"),
+    "kmsKeyId": _Member("kms_key_id"),
+    "licenseType": _Member("license_type"),
+    "platform": _Member("platform"),
+    "progress": _Member("progress"),
+    "status": _Member("status"),
+    "statusMessage": _Member("status_message"),
+    "usageOperation": _Member("usage_operation"),
+}
+_DISK = {
+    "description": _Member("description"),
+    "deviceName": _Member("device_name"),
+    "diskImageSize": _Member("disk_image_size", _as_number),
+    "format": _Member("format"),
+    "progress": _Member("progress"),
+    "snapshotId": _Member("snapshot_id"),
+    "status": _Member("status"),
+    "statusMessage": _Member("status_message"),
+    "url": _Member("url"),
+}
+_BUCKET = {"s3Bucket": _Member("s3_bucket"), "s3Key": _Member("s3_key")}
+_TAG = {"key": _Member("key"), "value": _Member("value")}
+_LICENSE = {"licenseConfigurationArn": _Member("license_configuration_arn")}

@@ -1,0 +1,220 @@
+"""One frozen ``Settings``, read once at the edge.
+
+Flags over environment (``COLLECTOR_…``) over the TOML file over defaults. Every fault of a configuration is
+reported at once, each with its key; no value is ever printed, because it may hold a password.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+import platformdirs
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from collector.errors import UsageError
+
+PREFIX = "COLLECTOR_"
+DEFAULT_FILE = Path("collector.toml")
+LONGEST_INTERVAL = timedelta(hours=24)
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_LATER = {"accounts", "organization", "listen", "spool_limit", "scan_horizon", "retention", "executor"}
+"""Keys of the design that this release does not act on yet: accepting one silently would be a lie."""
+
+_known_regions: ContextVar[Callable[[], Collection[str]]] = ContextVar("known_regions")
+
+
+def parse_duration(text: object) -> object:
+    """Turn ``30s``, ``15m``, ``24h`` or ``7d`` into a timedelta; leave what is one already.
+
+    Raises:
+        ValueError: the text is no such duration.
+    """
+    if isinstance(text, timedelta):
+        return text
+    match = re.fullmatch(r"(\d{1,9})([smhd])", str(text).strip())
+    if match is None:
+        raise ValueError("must be a duration such as 30s, 15m, 24h or 7d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _names(value: object) -> object:
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _interval(value: object) -> object:
+    duration = parse_duration(value)
+    if isinstance(duration, timedelta) and not timedelta(seconds=1) <= duration <= LONGEST_INTERVAL:
+        raise ValueError("must be between 1s and 24h: EC2 forgets a task seven days after its end")
+    return duration
+
+
+def _deadline(value: object) -> object:
+    duration = parse_duration(value)
+    if isinstance(duration, timedelta) and not timedelta(seconds=1) <= duration <= timedelta(hours=1):
+        raise ValueError("must be between 1s and 1h")
+    return duration
+
+
+def _existing(patterns: list[str]) -> list[str]:
+    """Check Region names and globs against those that exist; an empty list of those checks nothing."""
+    known = _known_regions.get()() if set(patterns) - {"all"} else ()
+    faults = [
+        f"no Region is called {pattern!r}{_nearest(pattern, known)}"
+        for pattern in patterns
+        if known and pattern != "all" and not any(fnmatchcase(region, pattern) for region in known)
+    ]
+    if faults:
+        raise ValueError("; ".join(faults))
+    return patterns
+
+
+def _database_url(value: object) -> object:
+    if not isinstance(value, str) or not re.match(r"postgres(ql)?://", value):
+        raise ValueError("must read postgresql://user:password@host:port/database")
+    return value
+
+
+Regions = Annotated[list[str], NoDecode, BeforeValidator(_names), AfterValidator(_existing)]
+Interval = Annotated[timedelta, BeforeValidator(_interval)]
+DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
+
+
+def default_data_dir() -> Path:
+    """Return where the embedded database lives: a system folder for root, the user's own otherwise."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/vm-import-collector")
+    return platformdirs.user_data_path("vm-import-collector", appauthor=False)
+
+
+class Settings(BaseSettings):
+    """What the collector is told. See the README for the meaning of each key."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    database_url: DatabaseUrl | None = None
+    direct_database_url: DatabaseUrl | None = None
+    data_dir: Path = Field(default_factory=default_data_dir)
+    regions: Regions = Field(default_factory=lambda: ["all"], min_length=1)
+    exclude_regions: Regions = Field(default_factory=list)
+    interval: Interval = timedelta(seconds=60)
+    idle_interval: Interval = timedelta(minutes=15)
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 64
+    target_deadline: Annotated[timedelta, BeforeValidator(_deadline)] = timedelta(seconds=60)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources; ``_file`` among the flags names the TOML file."""
+        assert isinstance(init_settings, InitSettingsSource)  # noqa: S101 - for the type checker
+        file = init_settings.init_kwargs.pop("_file", None)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+
+def load(
+    flags: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    known_regions: Callable[[], Collection[str]] = tuple,
+) -> Settings:
+    """Read the configuration.
+
+    ``flags`` are the keys given on the command line, ``file`` is ``--config``; ``known_regions`` is called
+    only when Regions are named, and an empty answer checks nothing.
+
+    Raises:
+        UsageError: one fault or more, all of them, each with its key.
+    """
+    path, faults = _config_file(file)
+    faults += _unknown_variables()
+    token = _known_regions.set(known_regions)
+    try:
+        settings = Settings(**{**flags, "_file": path})
+    except ValidationError as error:
+        faults += [_fault(detail) for detail in error.errors(include_input=False, include_url=False)]
+    finally:
+        _known_regions.reset(token)
+    if faults:
+        raise UsageError(*faults)
+    return _with_common_database_url(settings)
+
+
+def _with_common_database_url(settings: Settings) -> Settings:
+    """Let ``DATABASE_URL``, which other software sets too, count only where nothing else does."""
+    url = os.environ.get("DATABASE_URL")
+    if settings.database_url is not None or not url:
+        return settings
+    try:
+        _database_url(url)
+    except ValueError as error:
+        raise UsageError(f"DATABASE_URL: {error}") from None
+    return settings.model_copy(update={"database_url": SecretStr(url)})
+
+
+def _unknown_variables() -> list[str]:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + "CONFIG"}
+    unknown = [name for name in sorted(os.environ) if name.startswith(PREFIX) and name not in known]
+    return [f"{name}: no such variable{_hint(name, known)}" for name in unknown]
+
+
+def _config_file(given: Path | None) -> tuple[Path | None, list[str]]:
+    """Return the TOML file to read, if any, and what is wrong with it."""
+    origin = "--config"
+    if given is None and (value := os.environ.get(PREFIX + "CONFIG")):
+        given, origin = Path(value), PREFIX + "CONFIG"
+    if given is None and not DEFAULT_FILE.is_file():
+        return None, []
+    path = given or DEFAULT_FILE
+    try:
+        tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, [f"{origin}: there is no file {path}"]
+    except OSError as error:
+        return None, [f"{path}: cannot be read: {error.strerror}"]
+    except UnicodeDecodeError:
+        return None, [f"{path}: not UTF-8 text"]
+    except tomllib.TOMLDecodeError as error:
+        return None, [f"{path}: not TOML: {error}"]
+    return path, []
+
+
+def _fault(detail: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: no such key{_hint(key, Settings.model_fields)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[:1].lower()}{message[1:]}"
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    key = name.lower().removeprefix(PREFIX.lower()).split("__")[0].split(".")[0]
+    return ": it belongs to a later release" if key in _LATER else _nearest(name, known)
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {match[0]}?" if match else ""

@@ -1,0 +1,76 @@
+"""How the warehouse is reached: one description of the server, engines on it, and its errors as ours."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError
+
+from collector.errors import WarehouseError
+
+OLDEST_SERVER = 15
+
+_PARAMETERS = {
+    "application_name": "vm-import-collector",
+    "connect_timeout": 10,
+    # A dead network is noticed within seconds, not after the kernel's two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+    # Server-side prepared statements do not survive a transaction pooler.
+    "prepare_threshold": None,
+}
+
+Connect = Callable[[], psycopg.Connection[Any]]
+
+
+def connect_to_url(url: str) -> Connect:
+    """Return a connector for a ``postgresql://`` URL; libpq reads it, so all of its parameters work."""
+    return lambda: psycopg.connect(url, **_PARAMETERS)  # type: ignore[arg-type]
+
+
+def connect_to_parameters(parameters: Callable[[], dict[str, Any]]) -> Connect:
+    """Return a connector that asks for host, port and the like each time: they may change."""
+    return lambda: psycopg.connect(**(_PARAMETERS | parameters()))
+
+
+def make_engine(connect: Connect) -> Engine:
+    """Return an engine at READ COMMITTED, which the merge needs: a snapshot must not predate its lock."""
+    return create_engine(
+        "postgresql+psycopg://", creator=connect, isolation_level="READ COMMITTED", pool_pre_ping=True
+    )
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn the driver's errors into ``WarehouseError``, with a sentence that says the mend."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise WarehouseError(_sentence(error.orig)) from error
+    except psycopg.Error as error:
+        raise WarehouseError(_sentence(error)) from error
+
+
+def _sentence(error: object) -> str:
+    reason = str(error).strip().split("\n")[0] if error else "unknown reason"
+    match error:
+        case psycopg.errors.ReadOnlySqlTransaction():
+            return f"the database is read-only ({reason}): point database_url at the primary"
+        case psycopg.errors.InsufficientPrivilege():
+            return f"the database role may not do this ({reason})"
+        case (
+            psycopg.errors.UndefinedTable()
+            | psycopg.errors.UndefinedColumn()
+            | psycopg.errors.UndefinedFunction()
+        ):
+            return f"the database is behind in migrations ({reason}): run `collector migrate`"
+        case psycopg.errors.LockNotAvailable():
+            return f"the database is busy ({reason}): try again"
+        case psycopg.OperationalError() if not error.sqlstate:
+            return f"the database cannot be reached: {reason}"
+        case _:
+            return f"the database failed: {reason}"

@@ -1,0 +1,268 @@
+"""The merge: how scans become versions, so that history is a pure function of the set of scans.
+
+One transaction per batch. Under each target's lock a scan is recorded once: a retry is recognised, a scan
+equal to the one just before it adds one narrow row, and any other is compared with the state in effect at
+its instant, whenever it arrives (``merge``).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from itertools import groupby
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DataError
+
+from collector.domain import FINISHED_STATUSES, FORGOTTEN_AFTER, Scan, Target
+from collector.warehouse.engine import translated_errors
+from collector.warehouse.merge import merge
+
+TARGETS_PER_TRANSACTION = 500
+"""Every target costs an entry of PostgreSQL's shared lock table, which holds some thousands."""
+
+_MERGE_LOCKS = 0x766D6902
+"""Key space of the targets' merge locks; leases have another."""
+
+
+class Effect(StrEnum):
+    """What a scan did to the warehouse."""
+
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    REPEATED = "repeated"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one scan.
+
+    Counts are of tasks newly known, versions inserted, versions that ended, and tasks that left the list
+    finished (``expired``) or unfinished (``vanished``). ``refusal`` says why nothing was stored.
+    """
+
+    scan: Scan
+    effect: Effect
+    new_tasks: int = 0
+    inserted: int = 0
+    closed: int = 0
+    expired: int = 0
+    vanished: int = 0
+    refusal: str | None = None
+
+
+def store(engine: Engine, scans: Iterable[Scan], *, dry_run: bool = False) -> Iterator[Outcome]:
+    """Record scans, each whole or not at all, and yield what became of each, batch by batch.
+
+    A refused scan costs only itself. A batch is committed before its outcomes are yielded; with
+    ``dry_run`` it is rolled back instead, so the outcomes say what would have happened.
+
+    Raises:
+        WarehouseError: the database failed; the batches yielded so far are stored, the rest is not.
+    """
+    by_target = [list(group) for _, group in groupby(sorted(scans, key=_place), key=lambda scan: scan.target)]
+    for start in range(0, len(by_target), TARGETS_PER_TRANSACTION):
+        batch = by_target[start : start + TARGETS_PER_TRANSACTION]
+        with translated_errors(), engine.connect() as connection:
+            ids = _register(connection, [group[0].target for group in batch], commit=not dry_run)
+            outcomes = _store_batch(connection, batch, ids)
+            if dry_run:
+                connection.rollback()
+            else:
+                connection.commit()
+        yield from outcomes
+
+
+def may_not_be_missing(engine: Engine, target: Target, observed_at: datetime) -> set[str]:
+    """Return the ids that a listing at ``observed_at`` must show, or else it is doubtful.
+
+    Those are the listed tasks that were unfinished, and those that were seen to finish too recently to
+    have expired; a task that was never seen unfinished may have ended at any time.
+    """
+    parameters = {
+        "account_id": target.account_id,
+        "region": target.region,
+        "finished": sorted(FINISHED_STATUSES),
+        "forgotten_since": observed_at - FORGOTTEN_AFTER,
+    }
+    with translated_errors(), engine.connect() as connection:
+        return set(connection.scalars(_MAY_NOT_BE_MISSING, parameters))
+
+
+def _place(scan: Scan) -> tuple[Target, datetime]:
+    return scan.target, scan.observed_at
+
+
+def _register(connection: Connection, targets: Sequence[Target], *, commit: bool) -> Mapping[Target, int]:
+    """Return the targets' ids; unknown ones are made first, sorted, in a transaction of their own."""
+    ids = _target_ids(connection, targets)
+    if missing := [target for target in targets if target not in ids]:
+        connection.execute(_INSERT_TARGETS, _target_arrays(missing))
+        ids = _target_ids(connection, targets)
+    if commit:
+        connection.commit()
+    return ids
+
+
+def _target_ids(connection: Connection, targets: Sequence[Target]) -> dict[Target, int]:
+    rows = connection.execute(_SELECT_TARGETS, _target_arrays(targets))
+    return {Target(row.account_id, row.region): row.target_id for row in rows}
+
+
+def _target_arrays(targets: Sequence[Target]) -> dict[str, list[str]]:
+    return {
+        "account_ids": [target.account_id for target in targets],
+        "regions": [target.region for target in targets],
+    }
+
+
+def _store_batch(
+    connection: Connection, batch: Sequence[Sequence[Scan]], ids: Mapping[Target, int]
+) -> list[Outcome]:
+    """Record the scans of a batch of targets in rounds: the first of each target, the second of each, …"""
+    _lock(connection, [ids[group[0].target] for group in batch])
+    outcomes: list[Outcome] = []
+    for turn in range(max(map(len, batch))):
+        outcomes += _store_round(connection, [group[turn] for group in batch if turn < len(group)], ids)
+    return outcomes
+
+
+def _lock(connection: Connection, target_ids: list[int]) -> None:
+    """Take the targets' locks in a statement of its own, in one order everywhere, until the commit.
+
+    A later statement must see what the lock's last holder committed; only READ COMMITTED promises that.
+    """
+    parameters = {"space": _MERGE_LOCKS, "target_ids": sorted(target_ids)}
+    isolation = {row.isolation for row in connection.execute(_LOCK_TARGETS, parameters)}
+    if isolation != {"read committed"}:
+        raise ValueError(f"the merge needs READ COMMITTED, not {isolation}: its snapshot predates its lock")
+
+
+def _store_round(connection: Connection, scans: list[Scan], ids: Mapping[Target, int]) -> Iterator[Outcome]:
+    """Record at most one scan of each target; retries and unchanged scans take one statement each."""
+    recorded = _recorded(connection, scans, ids)
+    fresh = [scan for scan in scans if scan.target not in recorded]
+    unchanged = _insert_unchanged(connection, [scan for scan in fresh if scan.complete], ids)
+    for scan in scans:
+        if scan.target in recorded:
+            yield _repeated(scan, *recorded[scan.target])
+        elif scan.target in unchanged:
+            yield Outcome(scan, Effect.UNCHANGED)
+        else:
+            yield _store_changed(connection, ids[scan.target], scan)
+
+
+def _recorded(
+    connection: Connection, scans: list[Scan], ids: Mapping[Target, int]
+) -> dict[Target, tuple[bytes, bool]]:
+    """Return digest and completeness of those scans whose target and instant are stored already."""
+    targets = {ids[scan.target]: scan.target for scan in scans}
+    parameters = {
+        "target_ids": list(targets),
+        "observed_at": [scan.observed_at for scan in scans],
+    }
+    rows = connection.execute(_SELECT_RECORDED, parameters)
+    return {targets[row.target_id]: (bytes(row.digest), row.complete) for row in rows}
+
+
+def _repeated(scan: Scan, digest: bytes, complete: bool) -> Outcome:
+    if (digest, complete) == (scan.digest, scan.complete):
+        return Outcome(scan, Effect.REPEATED)
+    kinds = {True: "complete", False: "partial"}
+    return Outcome(
+        scan,
+        Effect.REFUSED,
+        refusal=f"a {kinds[complete]} scan with other contents is already stored for {scan.target}"
+        f" at {scan.observed_at.isoformat()}; this one is {kinds[scan.complete]}",
+    )
+
+
+def _insert_unchanged(connection: Connection, scans: list[Scan], ids: Mapping[Target, int]) -> set[Target]:
+    """Insert the complete scans that equal the one just before them; return their targets."""
+    if not scans:
+        return set()
+    targets = {ids[scan.target]: scan.target for scan in scans}
+    parameters = {
+        "target_ids": list(targets),
+        "observed_at": [scan.observed_at for scan in scans],
+        "finished_at": [scan.finished_at for scan in scans],
+        "task_counts": [len(scan.tasks) for scan in scans],
+        "digests": [scan.digest for scan in scans],
+        "sources": [scan.source for scan in scans],
+    }
+    return {targets[target_id] for target_id in connection.scalars(_INSERT_UNCHANGED, parameters)}
+
+
+def _store_changed(connection: Connection, target_id: int, scan: Scan) -> Outcome:
+    """Merge a scan under a savepoint, so that data which PostgreSQL refuses costs only this scan."""
+    try:
+        with connection.begin_nested():
+            merged = merge(connection, target_id, scan)
+    except DataError as error:
+        reason = str(error.orig).split("\n")[0]
+        return Outcome(scan, Effect.REFUSED, refusal=f"{scan.target}: PostgreSQL refuses a value: {reason}")
+    return Outcome(
+        scan,
+        Effect.CHANGED,
+        new_tasks=merged.new_tasks,
+        inserted=merged.inserted,
+        closed=merged.closed,
+        expired=merged.expired,
+        vanished=merged.vanished,
+    )
+
+
+_SELECT_TARGETS = text("""
+    SELECT t.target_id, t.account_id, t.region
+    FROM unnest(CAST(:account_ids AS text[]), CAST(:regions AS text[])) AS i (account_id, region)
+    JOIN vm_import.targets t USING (account_id, region)
+""")
+
+_INSERT_TARGETS = text("""
+    INSERT INTO vm_import.targets (account_id, region)
+    SELECT * FROM unnest(CAST(:account_ids AS text[]), CAST(:regions AS text[]))
+    ON CONFLICT DO NOTHING
+""")
+
+# unnest keeps the array's order, so locks are taken in it.
+_LOCK_TARGETS = text("""
+    SELECT current_setting('transaction_isolation') AS isolation,
+        pg_advisory_xact_lock(CAST(:space AS int), target_id)
+    FROM unnest(CAST(:target_ids AS int[])) AS i (target_id)
+""")
+
+_SELECT_RECORDED = text("""
+    SELECT s.target_id, s.digest, s.complete
+    FROM unnest(CAST(:target_ids AS int[]), CAST(:observed_at AS timestamptz[])) AS i (target_id, observed_at)
+    JOIN vm_import.scans s USING (target_id, observed_at)
+""")
+
+_INSERT_UNCHANGED = text("""
+    INSERT INTO vm_import.scans (target_id, observed_at, finished_at, complete, task_count, digest, source)
+    SELECT i.target_id, i.observed_at, i.finished_at, true, i.task_count, i.digest, i.source
+    FROM unnest(
+        CAST(:target_ids AS int[]), CAST(:observed_at AS timestamptz[]), CAST(:finished_at AS timestamptz[]),
+        CAST(:task_counts AS int[]), CAST(:digests AS bytea[]), CAST(:sources AS text[])
+    ) AS i (target_id, observed_at, finished_at, task_count, digest, source)
+    WHERE (
+        SELECT s.complete AND s.digest = i.digest FROM vm_import.scans s
+        WHERE s.target_id = i.target_id AND s.observed_at < i.observed_at
+        ORDER BY s.observed_at DESC LIMIT 1)
+    RETURNING target_id
+""")
+
+_MAY_NOT_BE_MISSING = text("""
+    SELECT k.import_task_id
+    FROM vm_import.targets t
+    JOIN vm_import.task_versions v ON v.target_id = t.target_id AND v.listed AND v.valid_to IS NULL
+    JOIN vm_import.tasks k ON k.task_id = v.task_id
+    WHERE t.account_id = :account_id AND t.region = :region
+      AND (coalesce(v.status, '') <> ALL (CAST(:finished AS text[])) OR :forgotten_since < (
+        SELECT s.observed_at FROM vm_import.scans s
+        WHERE s.target_id = t.target_id AND (s.complete OR v.task_id = ANY (s.seen)) AND s.observed_at < (
+            SELECT max(u.valid_to) FROM vm_import.task_versions u
+            WHERE u.task_id = v.task_id AND u.listed
+              AND coalesce(u.status, '') <> ALL (CAST(:finished AS text[])))
+        ORDER BY s.observed_at DESC LIMIT 1))
+""")
