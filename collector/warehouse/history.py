@@ -6,15 +6,14 @@ its instant, whenever it arrives (``merge``).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from itertools import groupby
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DataError
 
 from collector.domain import FINISHED_STATUSES, FORGOTTEN_AFTER, Scan, Target
+from collector.outcomes import Effect, Outcome
 from collector.warehouse.engine import translated_errors
 from collector.warehouse.merge import merge
 
@@ -23,33 +22,6 @@ TARGETS_PER_TRANSACTION = 500
 
 _MERGE_LOCKS = 0x766D6902
 """Key space of the targets' merge locks; leases have another."""
-
-
-class Effect(StrEnum):
-    """What a scan did to the warehouse."""
-
-    CHANGED = "changed"
-    UNCHANGED = "unchanged"
-    REPEATED = "repeated"
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one scan.
-
-    Counts are of tasks newly known, versions inserted, versions that ended, and tasks that left the list
-    finished (``expired``) or unfinished (``vanished``). ``refusal`` says why nothing was stored.
-    """
-
-    scan: Scan
-    effect: Effect
-    new_tasks: int = 0
-    inserted: int = 0
-    closed: int = 0
-    expired: int = 0
-    vanished: int = 0
-    refusal: str | None = None
 
 
 def store(engine: Engine, scans: Iterable[Scan], *, dry_run: bool = False) -> Iterator[Outcome]:
@@ -72,6 +44,12 @@ def store(engine: Engine, scans: Iterable[Scan], *, dry_run: bool = False) -> It
             else:
                 connection.commit()
         yield from outcomes
+
+
+def missing_from(engine: Engine, scan: Scan) -> set[str]:
+    """Return the ids that make a listing doubtful: they are not in it, and cannot have gone by now."""
+    expected = may_not_be_missing(engine, scan.target, scan.observed_at)
+    return expected - {task.import_task_id for task in scan.tasks}
 
 
 def may_not_be_missing(engine: Engine, target: Target, observed_at: datetime) -> set[str]:

@@ -1,0 +1,325 @@
+"""The command line: what can be said, checked, and handed to ``collector.commands``.
+
+Commands import their parts only when they run, so that ``--help`` is quick.
+"""
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from collector import __version__
+from collector.errors import CollectorError, UsageError
+
+if TYPE_CHECKING:
+    from collector.config import Settings
+    from collector.domain import Target
+    from collector.warehouse.access import Warehouse
+
+EPILOG = (
+    "Exit codes: 0 all well; 1 failed; 2 wrong usage or configuration; "
+    "3 some targets failed, the rest is stored."
+)
+
+app = typer.Typer(
+    name="collector",
+    help="Keeps the true history of AWS VM imports in PostgreSQL, long after EC2 has forgotten them.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class LogFormat(StrEnum):
+    """How log lines are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class Source(StrEnum):
+    """Where a backfill looks for the past."""
+
+    API = "api"
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The options that every command takes."""
+
+    config: Path | None = None
+    region: tuple[str, ...] = ()
+    account: tuple[str, ...] = ()
+    log_format: LogFormat = LogFormat.TEXT
+    verbose: bool = False
+
+    def settings(self, **flags: Any) -> "Settings":
+        """Read the configuration, with these options above all else."""
+        from collector.config import load  # noqa: PLC0415 - see the module's first lines
+
+        if self.region:
+            flags["regions"] = list(self.region)
+        return load(flags, file=self.config, known_regions=_known_regions)
+
+    def start_logging(self) -> None:
+        """Send log lines to standard error in the wanted format."""
+        from collector.logs import configure  # noqa: PLC0415 - as above
+
+        configure(self.log_format.value, verbose=self.verbose)
+
+
+_COMMON_OPTIONS: dict[str, Any] = {
+    "config": Annotated[
+        Path | None,
+        typer.Option(help="Read this TOML file [COLLECTOR_CONFIG, ./collector.toml].", show_default=False),
+    ],
+    "region": Annotated[
+        list[str] | None,
+        typer.Option(help="Only this Region; repeatable, globs allowed.", show_default=False),
+    ],
+    "account": Annotated[
+        list[str] | None, typer.Option(help="Only this account, 12 digits; repeatable.", show_default=False)
+    ],
+    "log_format": Annotated[LogFormat | None, typer.Option(help="How to write log lines.")],
+    "verbose": Annotated[bool | None, typer.Option("--verbose", help="Log more.")],
+}
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in options.items()
+        if value not in (None, [], False)
+    }
+
+
+def _with_common_options(command: Callable[..., int]) -> Callable[..., None]:
+    """Let a command take the common options too, before its name and after it, and end with its code."""
+    own = inspect.signature(command).parameters
+
+    def run(*, context: typer.Context, **options: Any) -> None:
+        after = _given({name: options.pop(name) for name in _COMMON_OPTIONS})
+        common = Common(**{**(context.obj or {}), **after})
+        common.start_logging()
+        arguments = {"arguments": context.args} if "arguments" in own else {}
+        raise typer.Exit(command(common, **arguments, **options))
+
+    _declare(run, [p for name, p in own.items() if name not in {"common", "arguments"}])
+    run.__doc__ = command.__doc__
+    return run
+
+
+def _declare(function: Callable[..., None], own: Iterable[inspect.Parameter]) -> None:
+    """Give a function the signature that Typer reads: the context, its own options, the common ones."""
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    common = [
+        context.replace(name=name, default=None, annotation=annotation)
+        for name, annotation in _COMMON_OPTIONS.items()
+    ]
+    parameters = [context, *(p.replace(kind=context.kind) for p in own), *common]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vm-import-collector {__version__}")
+        raise typer.Exit
+
+
+def _before(context: typer.Context, *, version: bool = False, **options: Any) -> None:  # noqa: ARG001 - acts by its callback
+    context.obj = _given(options)
+
+
+def _run(common: Common) -> int:
+    """Run the daemon: poll every configured Region and keep the history, until SIGTERM or Ctrl-C."""
+    settings = common.settings()
+    from collector.commands.run import run  # noqa: PLC0415 - see the module's first lines
+
+    return run(settings, accounts=common.account)
+
+
+def _backfill(
+    common: Common,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(help="Saved JSON of `aws ec2 describe-import-image-tasks`; - is standard input."),
+    ] = None,
+    source: Annotated[
+        list[Source] | None,
+        typer.Option(help="Where to look, without FILES; repeatable.", show_default="api"),
+    ] = None,
+    observed_at: Annotated[
+        str | None,
+        typer.Option(help="When FILES were taken, such as 2026-03-01T10:15:00Z.", metavar="INSTANT"),
+    ] = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="FILES together hold every task that was listed then.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a machine-readable summary.")] = False,
+) -> int:
+    """Store what can be seen now (once), or what saved FILES saw.
+
+    FILES are the CLI's whole answer, a bare task or a bare list; `--account`, `--region` and `--observed-at`
+    say where and when they were taken. Files of one command are one scan.
+    """
+    if not files:
+        if observed_at or complete:
+            raise UsageError("--observed-at and --complete speak of FILES, and there are none")
+        settings = common.settings()
+        from collector.commands.backfill import from_api  # noqa: PLC0415 - see the module's first lines
+
+        return from_api(settings, accounts=common.account, dry_run=dry_run, as_json=as_json)
+    if source:
+        raise UsageError("--source and FILES exclude each other: name one of them")
+    target, instant = _place_of_files(common, files, observed_at)
+    settings = common.settings()
+    from collector.commands.backfill import from_files  # noqa: PLC0415 - see the module's first lines
+
+    return from_files(
+        settings,
+        files,
+        target=target,
+        observed_at=instant,
+        complete=complete,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+def _migrate(
+    common: Common,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether the database is behind (exit code 1).")
+    ] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it.")] = False,
+) -> int:
+    """Bring the database to this release's schema."""
+    settings = common.settings()
+    from collector.commands import migrate  # noqa: PLC0415 - see the module's first lines
+
+    if check and sql:
+        raise UsageError("--check and --sql exclude each other: name one of them")
+    if sql:
+        return migrate.print_sql()
+    return migrate.check(settings) if check else migrate.migrate(settings)
+
+
+def _psql(common: Common, arguments: list[str]) -> int:
+    """Open psql on the warehouse; what follows is psql's, such as -c 'SELECT …'."""
+    settings = common.settings()
+    from collector.commands.psql import psql  # noqa: PLC0415 - see the module's first lines
+
+    return psql(settings, arguments)
+
+
+def _demo(
+    common: Common,
+    seconds: Annotated[
+        float | None, typer.Option(help="End after so many seconds.", min=1, show_default="until Ctrl-C")
+    ] = None,
+) -> int:
+    """Show everything on this machine, without AWS: simulated EC2, embedded PostgreSQL, a fast clock."""
+    from collector.commands.demo import demo  # noqa: PLC0415 - see the module's first lines
+
+    return demo(common.settings(), seconds=seconds)
+
+
+_VERSION = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+]
+_declare(
+    _before,
+    [inspect.Parameter("version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_VERSION)],
+)
+app.callback()(_before)
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("run", epilog=EPILOG)(_with_common_options(_run))
+app.command("backfill", epilog=EPILOG)(_with_common_options(_backfill))
+app.command("migrate", epilog=EPILOG)(_with_common_options(_migrate))
+app.command("demo", epilog=EPILOG)(_with_common_options(_demo))
+app.command("psql", epilog=EPILOG, context_settings=_PASS_ON)(_with_common_options(_psql))
+
+
+def _place_of_files(common: Common, files: list[str], observed_at: str | None) -> tuple["Target", datetime]:
+    """Return the one target and instant of FILES, or raise every fault of the flags that name them."""
+    from collector.domain import Target  # noqa: PLC0415 - see the module's first lines
+
+    faults = [f"{name}: there is no such file" for name in files if name != "-" and not Path(name).is_file()]
+    if files.count("-") > 1:
+        faults.append("-: standard input can be read only once")
+    if len(common.account) != 1 or not re.fullmatch(r"\d{12}", common.account[0]):
+        faults.append("--account: name the one account that FILES were taken in, 12 digits")
+    if len(common.region) != 1 or common.region[0] not in _known_regions():
+        faults.append("--region: name the one Region that FILES were taken in, such as eu-west-1")
+    instant = None
+    if observed_at is None:
+        faults.append("--observed-at: say when FILES were taken; a file's own time is reset by any copy")
+    else:
+        try:
+            instant = _instant(observed_at)
+        except ValueError as error:
+            faults.append(f"--observed-at: {error}")
+    if faults or instant is None:
+        raise UsageError(*faults)
+    return Target(common.account[0], common.region[0]), instant
+
+
+def _instant(text: str) -> datetime:
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no instant such as 2026-03-01T10:15:00Z") from None
+    if instant.tzinfo is None:
+        raise ValueError(f"{text!r} says no time zone; write {text}Z if it is UTC")
+    if instant > datetime.now(UTC) + timedelta(minutes=5):
+        raise ValueError(f"{text!r} lies in the future")
+    return instant.astimezone(UTC)
+
+
+def _known_regions() -> list[str]:
+    from collector.aws.clients import known_regions  # noqa: PLC0415 - see the module's first lines
+
+    return list(known_regions())
+
+
+@contextmanager
+def configured_warehouse() -> "Iterator[Warehouse]":
+    """Open the warehouse that the environment and ``collector.toml`` configure, as `alembic` does."""
+    from collector.commands.composition import warehouse_of  # noqa: PLC0415 - see the module's first lines
+
+    with warehouse_of(Common().settings()) as warehouse:
+        yield warehouse
+
+
+def main() -> None:
+    """Run a command; a mistake of the user's ends with a sentence and a code, never with a traceback."""
+    try:
+        app()
+    except CollectorError as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        for line in lines:
+            typer.echo(f"collector: {line}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("collector: interrupted", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is left in the buffer must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

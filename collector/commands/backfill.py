@@ -1,0 +1,152 @@
+"""``collector backfill``: one shot, from the API or from saved files."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from collector.aws.saved import scan_of_files
+from collector.commands.composition import polling_of, warehouse_of
+from collector.config import Settings
+from collector.domain import Failure, Scan, Target
+from collector.outcomes import Effect, Outcome, Tally
+from collector.polling import look_at_all
+from collector.warehouse import schema
+from collector.warehouse.recording import record
+
+_BATCH_SECONDS = 1.0
+_PLAIN_LINE_SECONDS = 5.0
+
+
+def from_api(settings: Settings, *, accounts: Sequence[str], dry_run: bool, as_json: bool) -> int:
+    """Look at every configured target once, store what was seen, and return the exit code."""
+    tally = Tally()
+    with (
+        warehouse_of(settings) as warehouse,
+        polling_of(settings, warehouse, accounts=accounts, patience=settings.target_deadline) as polling,
+    ):
+        targets = polling.targets()
+        waiting: list[Scan | Failure] = []
+        recorded_at = monotonic()
+
+        def record_waiting() -> None:
+            record(
+                warehouse.engine,
+                waiting,
+                tally,
+                dry_run=dry_run,
+                tell=_teller(dry_run=dry_run, as_json=as_json),
+            )
+            waiting.clear()
+
+        with _progress(len(targets), "targets looked at") as advance:
+            for target, result in look_at_all(targets, polling.look, concurrency=settings.concurrency):
+                if result is None:
+                    tally.failures.append(_busy(target))
+                else:
+                    waiting.append(result)
+                advance()
+                if monotonic() - recorded_at > _BATCH_SECONDS:
+                    record_waiting()
+                    recorded_at = monotonic()
+            record_waiting()
+    _report(tally, dry_run=dry_run, as_json=as_json)
+    return tally.exit_code
+
+
+def from_files(
+    settings: Settings,
+    files: Sequence[str],
+    *,
+    target: Target,
+    observed_at: datetime,
+    complete: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Store saved answers of the CLI as one scan, and return the exit code.
+
+    Raises:
+        UnreadableFilesError: a file is not what it should be; nothing is stored.
+    """
+    contents = ((name, _read(name)) for name in files)
+    scan = scan_of_files(contents, target=target, observed_at=observed_at, complete=complete)
+    with warehouse_of(settings) as warehouse:
+        schema.require_current(warehouse.engine)
+        tally = record(
+            warehouse.engine, [scan], dry_run=dry_run, tell=_teller(dry_run=dry_run, as_json=as_json)
+        )
+    _report(tally, dry_run=dry_run, as_json=as_json)
+    return tally.exit_code
+
+
+def _read(name: str) -> bytes:
+    return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+
+
+def _busy(target: Target) -> Failure:
+    return Failure(
+        target.account_id,
+        target.region,
+        datetime.now(UTC),
+        "TargetBusy",
+        "another collector kept looking at this target until target_deadline; try again",
+    )
+
+
+@contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """Show progress on standard error: a bar on a terminal, a line now and then elsewhere."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            bar = progress.add_task(what, total=total)
+            yield lambda: progress.advance(bar)
+        return
+    done, spoke_at = 0, monotonic()
+
+    def advance() -> None:
+        nonlocal done, spoke_at
+        done += 1
+        if monotonic() - spoke_at > _PLAIN_LINE_SECONDS:
+            typer.echo(f"{what}: {done} of {total}", err=True)
+            spoke_at = monotonic()
+
+    yield advance
+
+
+def _teller(*, dry_run: bool, as_json: bool) -> Callable[[Outcome], None]:
+    def tell(outcome: Outcome) -> None:
+        if dry_run and not as_json and outcome.effect is Effect.CHANGED:
+            typer.echo(
+                f"{outcome.scan.target}, {outcome.scan.observed_at:%Y-%m-%dT%H:%M:%SZ}: would insert"
+                f" {outcome.inserted} versions of tasks ({outcome.new_tasks} of them new), close"
+                f" {outcome.closed}, expire {outcome.expired}, lose {outcome.vanished}"
+            )
+
+    return tell
+
+
+def _report(tally: Tally, *, dry_run: bool, as_json: bool) -> None:
+    for failure in tally.failures:
+        typer.echo(f"failed: {failure}", err=True)
+    for refusal in tally.refused:
+        typer.echo(f"refused: {refusal}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"dry_run": dry_run, **asdict(tally)}, default=str))
+        return
+    would = "would be " if dry_run else ""
+    typer.echo(
+        f"{tally.scans} scans {would}stored ({tally.unchanged} unchanged, {tally.repeated} known already):"
+        f" {tally.new_tasks} new tasks, {tally.inserted} versions inserted, {tally.closed} closed,"
+        f" {tally.expired} tasks expired, {tally.vanished} vanished; {len(tally.failures)} targets failed"
+    )

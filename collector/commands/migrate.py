@@ -1,0 +1,42 @@
+"""``collector migrate``."""
+
+import typer
+
+from collector.commands.composition import warehouse_of
+from collector.config import Settings
+from collector.errors import WarehouseError
+from collector.warehouse import schema
+
+
+def migrate(settings: Settings) -> int:
+    """Bring the database to this release's migrations."""
+    with warehouse_of(settings) as warehouse:
+        engine = warehouse.direct_engine
+        try:
+            before = schema.current_revision(engine)
+            schema.upgrade(engine)
+            after = schema.current_revision(engine)
+        finally:
+            engine.dispose()
+    typer.echo(
+        f"the database is at {after}" + (" already" if before == after else f", from {before or 'nothing'}")
+    )
+    return 0
+
+
+def check(settings: Settings) -> int:
+    """Say whether the database is at this release's migrations; 1 when it is not."""
+    with warehouse_of(settings) as warehouse:
+        try:
+            schema.require_current(warehouse.engine, to_write=False)
+        except WarehouseError as error:
+            typer.echo(error, err=True)
+            return 1
+    typer.echo(f"the database is at {schema.head_revision()}, as this release needs")
+    return 0
+
+
+def print_sql() -> int:
+    """Print the SQL of all migrations."""
+    typer.echo(schema.upgrade_sql())
+    return 0

