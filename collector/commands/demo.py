@@ -3,12 +3,14 @@
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from time import monotonic
 
 from rich.console import Console
@@ -71,13 +73,22 @@ def demo(settings: Settings, *, seconds: float | None) -> int:
             )
             cadence = Cadence(interval=POLL_EVERY, idle_interval=POLL_EVERY)
             daemon = Daemon(work, cadence, concurrency=len(REGIONS), tick=POLL_EVERY / 2)
-            command = f"COLLECTOR_DATA_DIR={shlex.quote(str(settings.data_dir))} collector psql"
+            command = f"COLLECTOR_DATA_DIR={shlex.quote(str(settings.data_dir))} {_this_command()} psql"
             view = (LiveView if console.is_terminal else PlainView)(
                 console, warehouse.engine, clock.now, command
             )
             _run(daemon, view, ended, seconds)
         answer_questions(console, warehouse.engine, command)
     return 0
+
+
+def _this_command() -> str:
+    """Return how the user can start us again: by name only when that is on the PATH."""
+    script = Path(sys.argv[0])
+    if script.name != "collector":
+        return f"{shlex.quote(sys.executable)} -m collector"
+    found = shutil.which("collector")
+    return "collector" if found and script.resolve() == Path(found).resolve() else shlex.quote(str(script))
 
 
 def _run(daemon: Daemon, view: View, ended: threading.Event, seconds: float | None) -> None:
