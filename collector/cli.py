@@ -6,6 +6,8 @@ Commands import their parts only when they run, so that ``--help`` is quick.
 import inspect
 import os
 import re
+import signal
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,9 @@ EPILOG = (
     "Exit codes: 0 all well; 1 failed; 2 wrong usage or configuration; "
     "3 some targets failed, the rest is stored."
 )
+
+_FIRST_INSTANT = datetime(2006, 8, 25, tzinfo=UTC)
+"""When EC2 began: a mistyped year is no observation."""
 
 app = typer.Typer(
     name="collector",
@@ -113,7 +118,11 @@ def _with_common_options(command: Callable[..., int]) -> Callable[..., None]:
         common = Common(**{**(context.obj or {}), **after})
         common.start_logging()
         arguments = {"arguments": context.args} if "arguments" in own else {}
-        raise typer.Exit(command(common, **arguments, **options))
+        try:
+            code = command(common, **arguments, **options)
+        except KeyboardInterrupt:  # Typer would end without a word, and with a code that is none of ours
+            raise CollectorError("interrupted") from None
+        raise typer.Exit(code)
 
     _declare(run, [p for name, p in own.items() if name not in {"common", "arguments"}])
     run.__doc__ = command.__doc__
@@ -260,7 +269,7 @@ def _place_of_files(common: Common, files: list[str], observed_at: str | None) -
     """Return the one target and instant of FILES, or raise every fault of the flags that name them."""
     from collector.domain import Target  # noqa: PLC0415 - see the module's first lines
 
-    faults = [f"{name}: there is no such file" for name in files if name != "-" and not Path(name).is_file()]
+    faults = [f"{name}: {fault}" for name in files if name != "-" and (fault := _fault_of_file(name))]
     if files.count("-") > 1:
         faults.append("-: standard input can be read only once")
     if len(common.account) != 1 or not re.fullmatch(r"\d{12}", common.account[0]):
@@ -280,13 +289,26 @@ def _place_of_files(common: Common, files: list[str], observed_at: str | None) -
     return Target(common.account[0], common.region[0]), instant
 
 
+def _fault_of_file(name: str) -> str | None:
+    """Say why there is nothing to read; pipes, as of `<(aws …)` in a shell, are as good as files."""
+    try:
+        mode = os.stat(name).st_mode  # noqa: PTH116 - Path("") is the working folder
+    except FileNotFoundError:
+        return "there is no such file"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {getattr(error, 'strerror', error)}"
+    return "is a folder; name the files in it" if stat.S_ISDIR(mode) else None
+
+
 def _instant(text: str) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{text!r} is no instant such as 2026-03-01T10:15:00Z") from None
     if instant.tzinfo is None:
-        raise ValueError(f"{text!r} says no time zone; write {text}Z if it is UTC")
+        raise ValueError(f"{text!r} says no time zone, as the Z of 2026-03-01T10:15:00Z does (UTC)")
+    if instant < _FIRST_INSTANT:
+        raise ValueError(f"{text!r} lies before EC2 began")
     if instant > datetime.now(UTC) + timedelta(minutes=5):
         raise ValueError(f"{text!r} lies in the future")
     return instant.astimezone(UTC)
@@ -309,6 +331,8 @@ def configured_warehouse() -> "Iterator[Warehouse]":
 
 def main() -> None:
     """Run a command; a mistake of the user's ends with a sentence and a code, never with a traceback."""
+    # Like Ctrl-C: what was started, an embedded server above all, is stopped on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except CollectorError as error:
@@ -316,9 +340,6 @@ def main() -> None:
         for line in lines:
             typer.echo(f"collector: {line}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("collector: interrupted", err=True)
-        sys.exit(1)
     except BrokenPipeError:
         # Whoever read our output has gone; what is left in the buffer must not fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

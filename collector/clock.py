@@ -1,8 +1,12 @@
 """The instants of scans: UTC, and never the same twice, because an instant names a scan of its target."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+
+_REMEMBERED = 10_000
+"""Instants; far more than a clock can show within one reading."""
 
 
 def utc_now() -> datetime:
@@ -17,6 +21,7 @@ def never_the_same_twice(now: Callable[[], datetime]) -> Callable[[], datetime]:
     """
     lock = threading.Lock()
     given: set[datetime] = set()
+    oldest_first: deque[datetime] = deque()
     tick = timedelta(microseconds=1)
 
     def read() -> datetime:
@@ -24,9 +29,10 @@ def never_the_same_twice(now: Callable[[], datetime]) -> Callable[[], datetime]:
             instant = now()
             while instant in given:
                 instant += tick
-            if len(given) > 10_000:  # noqa: PLR2004 - far more than a clock can show within one reading
-                given.clear()
             given.add(instant)
+            oldest_first.append(instant)
+            if len(given) > _REMEMBERED:
+                given.remove(oldest_first.popleft())
             return instant
 
     return read

@@ -87,7 +87,10 @@ def _existing(patterns: list[str]) -> list[str]:
 
 def _database_url(value: object) -> object:
     if not isinstance(value, str) or not re.match(r"postgres(ql)?://", value):
-        raise ValueError("must read postgresql://user:password@host:port/database")
+        raise ValueError(
+            "must read postgresql://user:password@host:port/database"
+            " (DATABASE_URL counts where nothing else sets it)"
+        )
     return value
 
 
@@ -129,10 +132,19 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order the sources; ``_file`` among the flags names the TOML file."""
+        """Order the sources; ``_file`` among the flags names the TOML file.
+
+        ``DATABASE_URL``, which other software sets too, counts only where nothing else does.
+        """
         assert isinstance(init_settings, InitSettingsSource)  # noqa: S101 - for the type checker
         file = init_settings.init_kwargs.pop("_file", None)
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+        common = {"database_url": url} if (url := os.environ.get("DATABASE_URL")) else {}
+        return (
+            init_settings,
+            env_settings,
+            TomlConfigSettingsSource(settings_cls, toml_file=file),
+            InitSettingsSource(settings_cls, init_kwargs=common),
+        )
 
 
 def load(
@@ -160,19 +172,7 @@ def load(
         _known_regions.reset(token)
     if faults:
         raise UsageError(*faults)
-    return _with_common_database_url(settings)
-
-
-def _with_common_database_url(settings: Settings) -> Settings:
-    """Let ``DATABASE_URL``, which other software sets too, count only where nothing else does."""
-    url = os.environ.get("DATABASE_URL")
-    if settings.database_url is not None or not url:
-        return settings
-    try:
-        _database_url(url)
-    except ValueError as error:
-        raise UsageError(f"DATABASE_URL: {error}") from None
-    return settings.model_copy(update={"database_url": SecretStr(url)})
+    return settings
 
 
 def _unknown_variables() -> list[str]:
@@ -197,7 +197,7 @@ def _config_file(given: Path | None) -> tuple[Path | None, list[str]]:
         return None, [f"{path}: cannot be read: {error.strerror}"]
     except UnicodeDecodeError:
         return None, [f"{path}: not UTF-8 text"]
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         return None, [f"{path}: not TOML: {error}"]
     return path, []
 
@@ -216,5 +216,5 @@ def _hint(name: str, known: Collection[str]) -> str:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     return f"; did you mean {match[0]}?" if match else ""

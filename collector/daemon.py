@@ -22,6 +22,9 @@ from collector.polling import Cadence
 
 TICK = timedelta(seconds=1)
 DISCOVERY_INTERVAL = timedelta(hours=24)
+_OVERDUE_TICKS = 10
+"""Ticks that may be missed before the schedule is made anew."""
+
 _GRACE = 5.0
 """Seconds that looks in flight have to end by themselves when the daemon stops."""
 
@@ -56,13 +59,15 @@ class Daemon:
         self._looks: dict[Future[Result], Target] = {}
         self._unrecorded: list[Scan | Failure] = []
         self._failing: dict[Target, str] = {}
+        self._discovery: Future[list[Target]] | None = None
         self._next_discovery = 0.0
         self._last_tick = monotonic()
         self._stopping = threading.Event()
 
     def run(self) -> None:
         """Poll until ``stop`` is called or a signal comes, then end within seconds."""
-        self._discover(required=True)
+        self._next_discovery = monotonic() + DISCOVERY_INTERVAL.total_seconds()
+        self._set_targets(list(self._work.discover()))
         scheduler = BackgroundScheduler(timezone="UTC")
         options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
         seconds = self._tick_interval.total_seconds()
@@ -71,7 +76,7 @@ class Daemon:
         try:
             while not self._stopping.wait(seconds):
                 # The scheduler goes by the wall clock: set back by an hour, it would sleep for an hour.
-                if not self._looks and monotonic() - self._last_tick > max(10.0, 3 * seconds):
+                if monotonic() - self._last_tick > _OVERDUE_TICKS * seconds:
                     job.reschedule("interval", seconds=seconds)
                     self._last_tick = monotonic()
         finally:
@@ -93,31 +98,35 @@ class Daemon:
         self._collect()
         if not self._record():
             return  # Polling waits for the database: what is not recorded must not grow without bound.
-        if monotonic() >= self._next_discovery:
-            self._discover(required=False)
+        self._discover()
         if not self._stopping.is_set():
             for target in self._cadence.take_due(monotonic()):
                 self._looks[self._pool.submit(self._work.look, target)] = target
 
-    def _discover(self, *, required: bool) -> None:
-        self._next_discovery = monotonic() + DISCOVERY_INTERVAL.total_seconds()
-        try:
-            targets = list(self._work.discover())
-        except CollectorError as error:
-            if required:
-                raise
-            log.warning("targets are kept as they are: discovery failed", error=str(error))
+    def _discover(self) -> None:
+        """Ask for the targets when it is time, beside the looks, and follow the answer when it has come."""
+        if self._discovery is None and monotonic() >= self._next_discovery:
+            self._next_discovery = monotonic() + DISCOVERY_INTERVAL.total_seconds()
+            self._discovery = self._pool.submit(lambda: list(self._work.discover()))
+        if self._discovery is None or not self._discovery.done():
             return
+        discovery, self._discovery = self._discovery, None
+        try:
+            self._set_targets(discovery.result())
+        except CollectorError as error:
+            log.warning("targets are kept as they are: discovery failed", error=str(error))
+
+    def _set_targets(self, targets: list[Target]) -> None:
         self._cadence.set_targets(targets)
         log.info("polling", targets=len(targets))
 
     def _collect(self) -> None:
-        put_off: list[CollectorError] = []
+        put_off: list[Exception] = []
         for future in [future for future in self._looks if future.done()]:
             target = self._looks.pop(future)
             try:
                 result = future.result()
-            except CollectorError as error:  # no lease can be asked for without the database
+            except Exception as error:  # noqa: BLE001 - no lease without the database, say; the target must not be lost
                 put_off.append(error)
                 result = None
             self._cadence.done(target, result)

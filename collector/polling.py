@@ -42,16 +42,25 @@ def leased(look: Look, leases: Leases, *, patience: timedelta) -> Callable[[Targ
 
 
 def look_at_all(
-    targets: Iterable[Target], look: Callable[[Target], Scan | Failure | None], *, concurrency: int
+    targets: Iterable[Target],
+    look: Callable[[Target], Scan | Failure | None],
+    *,
+    concurrency: int,
+    cancel: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Target, Scan | Failure | None]]:
-    """Look at every target, ``concurrency`` at a time, and yield what came of each as it comes."""
+    """Look at every target, ``concurrency`` at a time, and yield what came of each as it comes.
+
+    ``cancel`` ends looks in flight; it is called when the caller, or a signal, wants no more.
+    """
     with ThreadPoolExecutor(concurrency, thread_name_prefix="look") as pool:
         looks = {pool.submit(look, target): target for target in targets}
         try:
             for done in as_completed(looks):
                 yield looks[done], done.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            cancel()
+            raise
 
 
 class Cadence:
@@ -65,13 +74,14 @@ class Cadence:
         self._idle_interval = max(idle_interval, interval).total_seconds()
         self._due: dict[Target, float] = {}
         self._in_flight: dict[Target, float] = {}
+        self._targets: set[Target] = set()
 
     def set_targets(self, targets: Iterable[Target]) -> None:
         """Say which targets there are; new ones are due at once."""
-        wanted = set(targets)
-        for target in wanted - self._in_flight.keys():
+        self._targets = set(targets)
+        for target in self._targets - self._in_flight.keys():
             self._due.setdefault(target, 0.0)
-        for target in self._due.keys() - wanted:
+        for target in self._due.keys() - self._targets:
             del self._due[target]
 
     def take_due(self, now: float) -> list[Target]:
@@ -86,4 +96,5 @@ class Cadence:
         """Say what came of a look; a failed one is repeated as if the target had unfinished tasks."""
         idle = isinstance(result, Scan) and all(task.finished for task in result.tasks)
         started = self._in_flight.pop(target)
-        self._due[target] = started + (self._idle_interval if idle else self._interval)
+        if target in self._targets:  # it may have been taken away meanwhile
+            self._due[target] = started + (self._idle_interval if idle else self._interval)

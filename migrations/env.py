@@ -4,12 +4,16 @@
 """
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.schema import SchemaItem
 
+from collector.errors import CollectorError
+from collector.warehouse.engine import translated_errors
 from collector.warehouse.tables import SCHEMA, metadata
 
 _UPGRADE_LOCK = 0x636F6C6C  # 'coll': the same number for every release, in the one-key lock space
+_COMMENT = f"COMMENT ON SCHEMA {SCHEMA} IS 'True history of AWS VM imports'"
 
 
 def _ours(_item: SchemaItem, name: str | None, kind: str, _reflected: bool, _other: object) -> bool:
@@ -39,7 +43,7 @@ def _run_online(connection: Connection) -> None:
         connection.execute(text("SET lock_timeout = '5s'"))
         if not _has_schema(connection):
             connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
-            connection.execute(text(f"COMMENT ON SCHEMA {SCHEMA} IS 'True history of AWS VM imports'"))
+            connection.execute(text(_COMMENT))
         connection.commit()
         _configure(connection)
         with context.begin_transaction():
@@ -61,6 +65,7 @@ def _run_offline() -> None:
     _configure(None)
     with context.begin_transaction():
         context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        context.execute(_COMMENT)
         context.run_migrations()
 
 
@@ -71,5 +76,12 @@ elif (handed_in := context.config.attributes.get("connection")) is not None:
 else:
     from collector.cli import configured_warehouse
 
-    with configured_warehouse() as warehouse, warehouse.direct_engine.connect() as own:
-        _run_online(own)
+    try:
+        with (
+            configured_warehouse() as warehouse,
+            translated_errors(),
+            warehouse.direct_engine.connect() as own,
+        ):
+            _run_online(own)
+    except CollectorError as error:
+        raise CommandError(str(error)) from error  # alembic prints it without a traceback

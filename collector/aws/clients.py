@@ -4,7 +4,7 @@ Credentials, profiles, endpoints and CA bundles come from boto3's own chain.
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any
 
@@ -12,14 +12,28 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import create_loader
+from botocore.parsers import ResponseParserError
+from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
 from collector import __version__
 from collector.aws import deadline
-from collector.aws.failures import code_of, message_of
+from collector.aws.failures import UnusableAnswerError, breaks_listing, code_of, is_transient, message_of
 from collector.errors import CollectorError
 
 _HOME_REGION = "us-east-1"
 """Where questions about the account go when no Region is configured; named in errors."""
+
+
+_ANSWER_TIMEOUT = 20.0
+"""Seconds: for one wait for bytes, and for all that a question about the account takes."""
+
+_UNANSWERED = (
+    BotoCoreError,
+    ClientError,
+    ResponseParserError,
+    UnusableAnswerError,
+    deadline.DeadlineExceededError,
+)
 
 
 class AwsUnavailableError(CollectorError):
@@ -35,9 +49,10 @@ class Clients:
     def __init__(self, *, connections: int, patience: timedelta) -> None:
         deadline.install()
         seconds = patience.total_seconds()
+        self._patience = min(_ANSWER_TIMEOUT, seconds)
         self._config = Config(
             connect_timeout=min(5.0, seconds),
-            read_timeout=min(20.0, seconds),
+            read_timeout=self._patience,
             max_pool_connections=connections,
             # Retries are ours, per target: a client's own are shared by all that use it.
             retries={"total_max_attempts": 1, "mode": "standard"},
@@ -67,10 +82,10 @@ class Clients:
         try:
             client = self._session.client("sts", region_name=self._home, config=self._config)
             try:
-                return str(client.get_caller_identity()["Account"])
+                return str(self._ask(client.get_caller_identity, "Account"))
             finally:
                 client.close()
-        except (BotoCoreError, ClientError) as error:
+        except _UNANSWERED as error:
             raise AwsUnavailableError(
                 f"AWS does not say whose credentials these are (sts:GetCallerIdentity in {self._home}):"
                 f" {code_of(error)}: {message_of(error)}"
@@ -83,13 +98,36 @@ class Clients:
             AwsUnavailableError: EC2 does not say.
         """
         try:
-            answer = self.ec2(self._home).describe_regions()
-            return sorted(region["RegionName"] for region in answer["Regions"])
-        except (BotoCoreError, ClientError, KeyError) as error:
+            regions = self._ask(self.ec2(self._home).describe_regions, "Regions")
+            return sorted(region["RegionName"] for region in regions)
+        except _UNANSWERED as error:
             raise AwsUnavailableError(
                 f"EC2 does not say which Regions are enabled (ec2:DescribeRegions in {self._home}):"
                 f" {code_of(error)}: {message_of(error)}; or name them in `regions`"
             ) from error
+
+    def _ask(self, question: Callable[[], dict[str, Any]], member: str) -> Any:
+        """Return a member of the answer, asking again within one deadline while that may help."""
+        with deadline.Deadline(self._patience) as limit:
+            for attempt in Retrying(
+                retry=retry_if_exception(lambda error: is_transient(error) or breaks_listing(error)),
+                wait=wait_random_exponential(multiplier=0.2, max=5),
+                stop=lambda state: state.upcoming_sleep >= limit.remaining,
+                reraise=True,
+            ):
+                with attempt:
+                    limit.check()
+                    try:
+                        answer = question()
+                    except KeyError:  # botocore's, of an STS answer that is XML, but a proxy's
+                        answer = {}
+                    finally:
+                        limit.release()
+                    if member not in answer:
+                        raise UnusableAnswerError(
+                            f"the answer names no {member}; did a proxy answer for AWS?"
+                        )
+        return answer[member]
 
     def close(self) -> None:
         """Close every connection."""

@@ -9,6 +9,8 @@ from typing import Final
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
@@ -86,7 +88,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status >= _SERVER_ERROR or code_of(error) in _TRANSIENT_CODES
-    return isinstance(error, HTTPClientError)
+    return isinstance(error, HTTPClientError | EndpointConnectionError | ConnectTimeoutError)
 
 
 def breaks_listing(error: BaseException) -> bool:

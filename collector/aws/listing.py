@@ -26,7 +26,7 @@ from collector.aws.failures import (
 )
 from collector.aws.transform import import_task
 from collector.domain import Failure, ImportTask, Scan, Target
-from collector.errors import MalformedTaskError
+from collector.errors import CollectorError, MalformedTaskError
 
 PAGE_SIZE = 500
 MOST_PAGES = 1000
@@ -47,7 +47,7 @@ class Lister:
     """Looks at targets, from any number of threads.
 
     ``now`` gives the instants of scans (UTC, never the same twice), ``limit`` is the time for one look, and
-    ``missing`` names the tasks that make a listing doubtful.
+    ``missing`` names the tasks that make a listing doubtful; where it cannot say, the listing stays doubtful.
     """
 
     def __init__(
@@ -90,7 +90,10 @@ class Lister:
     def _look(self, target: Target, reader: "_Reader") -> Scan:
         observed_at, tasks = reader.listing(self._now)
         scan = Scan(target, observed_at, self._now(), True, "api", tuple(tasks.values()))
-        missing = self._missing(scan)
+        try:
+            missing = self._missing(scan)
+        except CollectorError:
+            return replace(scan, complete=False)  # What was seen counts, what was not seen means nothing.
         if not missing:
             return scan
         unsettled = 0

@@ -27,8 +27,6 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _LONGEST_KEY = 500
 """Characters in an id or a tag key; AWS allows 128 for a key. Longer ones do not fit PostgreSQL's B-trees."""
 
-_EXACT_INTEGERS = 2**53
-
 
 def import_task(wire: object) -> ImportTask:
     """Turn one task into its domain record.
@@ -38,8 +36,10 @@ def import_task(wire: object) -> ImportTask:
     """
     try:
         task = _canonical(wire) if isinstance(wire, Mapping) else None
+    except MalformedTaskError as error:
+        raise MalformedTaskError(f"{_named(wire)}: {error}") from None
     except RecursionError:
-        raise MalformedTaskError("an import task is nested too deeply") from None
+        raise MalformedTaskError(f"{_named(wire)} is nested too deeply") from None
     if not isinstance(task, dict):
         raise MalformedTaskError(f"an import task must be a JSON object with members, not {_kind(wire)}")
     import_task_id = task.pop("importTaskId", None)
@@ -113,7 +113,7 @@ def _canonical(value: Any, name: str = "") -> Any:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
-        return _canonical_number(value)
+        return _canonical_number(value, name)
     if isinstance(value, Mapping):
         return _canonical_object(value)
     if isinstance(value, list | tuple):
@@ -139,10 +139,14 @@ def _escaped(character: re.Match[str]) -> str:
     return f"\\u{ord(character[0]):04x}"
 
 
-def _canonical_number(value: float) -> float:
-    if not math.isfinite(value):
-        raise MalformedTaskError("a number is not finite")
-    return int(value) if abs(value) < _EXACT_INTEGERS and value == int(value) else value
+def _canonical_number(value: float, name: str = "a number") -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise MalformedTaskError(f"{name} is not finite")
+    return int(value) if number.is_integer() else value
 
 
 def _dumps(value: object) -> str:
@@ -182,6 +186,8 @@ def _typed(members: Json, table: Mapping[str, "_Member"]) -> Json:
         if name in table:
             try:
                 members[name] = table[name].kind(value)
+            except MalformedTaskError as error:
+                raise MalformedTaskError(f"{name}: {error}") from None
             except (KeyError, TypeError, ValueError):
                 sample = "" if isinstance(value, dict | list) else f" like {str(value)[:40]!r}"
                 raise MalformedTaskError(f"{name} cannot be {_kind(value)}{sample}") from None
@@ -216,6 +222,12 @@ def _as_boolean(value: Any) -> bool:
 def _kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def _named(wire: object) -> str:
+    """Name a task whose members cannot be read as far as anything tells its id."""
+    name = wire.get("ImportTaskId", wire.get("importTaskId")) if isinstance(wire, Mapping) else None
+    return str(name)[:_LONGEST_KEY] if name else "an import task"
 
 
 def _members(wire: object) -> str:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from collector.aws.saved import scan_of_files
+from collector.aws.saved import UnreadableFilesError, scan_of_files
 from collector.commands.composition import polling_of, warehouse_of
 from collector.config import Settings
 from collector.domain import Failure, Scan, Target
@@ -47,17 +47,22 @@ def from_api(settings: Settings, *, accounts: Sequence[str], dry_run: bool, as_j
             )
             waiting.clear()
 
-        with _progress(len(targets), "targets looked at") as advance:
-            for target, result in look_at_all(targets, polling.look, concurrency=settings.concurrency):
-                if result is None:
-                    tally.failures.append(_busy(target))
-                else:
-                    waiting.append(result)
-                advance()
-                if monotonic() - recorded_at > _BATCH_SECONDS:
-                    record_waiting()
-                    recorded_at = monotonic()
-            record_waiting()
+        looks = look_at_all(targets, polling.look, concurrency=settings.concurrency, cancel=polling.cancel)
+        try:
+            with _progress(len(targets), "targets looked at") as advance:
+                for target, result in looks:
+                    if result is None:
+                        tally.failures.append(_busy(target))
+                    else:
+                        waiting.append(result)
+                    advance()
+                    if monotonic() - recorded_at > _BATCH_SECONDS:
+                        record_waiting()
+                        recorded_at = monotonic()
+        except KeyboardInterrupt:
+            record_waiting()  # what was seen is not to be lost
+            raise
+        record_waiting()
     _report(tally, dry_run=dry_run, as_json=as_json)
     return tally.exit_code
 
@@ -89,7 +94,10 @@ def from_files(
 
 
 def _read(name: str) -> bytes:
-    return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    try:
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise UnreadableFilesError(f"{name}: cannot be read: {error.strerror}") from error
 
 
 def _busy(target: Target) -> Failure:

@@ -19,8 +19,9 @@ _TASKS = text("""
     SELECT l.region, l.import_task_id, g.value AS name, l.outcome, l.status_message, l.progress_percent,
         l.last_observed_at
     FROM vm_import.latest_tasks l
-    LEFT JOIN vm_import.tag_history g USING (account_id, region, import_task_id)
-    WHERE l.listed AND (g.key = 'Name' AND g.valid_to IS NULL OR g.key IS NULL)
+    LEFT JOIN vm_import.tag_history g ON g.account_id = l.account_id AND g.region = l.region
+        AND g.import_task_id = l.import_task_id AND g.key = 'Name' AND g.valid_to IS NULL
+    WHERE l.listed
     ORDER BY l.outcome <> 'in progress', coalesce(l.finished_before, l.first_seen_at) DESC,
         l.import_task_id
 """)

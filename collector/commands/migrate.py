@@ -4,7 +4,6 @@ import typer
 
 from collector.commands.composition import warehouse_of
 from collector.config import Settings
-from collector.errors import WarehouseError
 from collector.warehouse import schema
 
 
@@ -25,13 +24,13 @@ def migrate(settings: Settings) -> int:
 
 
 def check(settings: Settings) -> int:
-    """Say whether the database is at this release's migrations; 1 when it is not."""
+    """Say that the database is at this release's migrations.
+
+    Raises:
+        WarehouseError: it is not.
+    """
     with warehouse_of(settings) as warehouse:
-        try:
-            schema.require_current(warehouse.engine, to_write=False)
-        except WarehouseError as error:
-            typer.echo(error, err=True)
-            return 1
+        schema.require_current(warehouse.engine, to_write=False)
     typer.echo(f"the database is at {schema.head_revision()}, as this release needs")
     return 0
 

@@ -6,41 +6,48 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from typing import Any
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from collector.commands.composition import warehouse_of
 from collector.config import Settings
 from collector.errors import CollectorError, EmbeddedPostgresError
+
+_PLAIN: dict[str, Any] = {"sslmode": "disable", "gssencmode": "disable"}
+"""How the embedded server is spoken to, whatever PGSSLMODE says."""
 
 
 def psql(settings: Settings, arguments: Sequence[str]) -> int:
     """Run psql with ``arguments`` and return its exit code; the password goes by the environment."""
     with warehouse_of(settings) as warehouse:
         if settings.database_url is not None:
-            url, password = _without_password(settings.database_url.get_secret_value())
+            parameters = conninfo_to_dict(settings.database_url.get_secret_value())
+            password = parameters.pop("password", None)
+            conninfo = make_conninfo("", **parameters)
         else:
             with warehouse.connect() as connection:
                 info = connection.info
-                url = f"postgresql://{quote(info.user)}@{info.host}:{info.port}/{quote(info.dbname)}"
+                conninfo = make_conninfo(
+                    host=info.host,
+                    hostaddr=info.hostaddr,
+                    port=info.port,
+                    user=info.user,
+                    dbname=info.dbname,
+                    **_PLAIN,
+                )
                 password = info.password
-        environment = os.environ | ({"PGPASSWORD": password} if password else {})
+        environment = os.environ | ({"PGPASSWORD": str(password)} if password else {})
         # Ctrl-C in psql cancels a query; it must not end us and take the server away from under psql, which
         # starts with the default again because exec resets what is handled, unlike what is ignored.
         before = signal.signal(signal.SIGINT, lambda *_: None)
         try:
-            command = [str(_binary()), url, *arguments]
+            command = [str(_binary()), conninfo, *arguments]
             return subprocess.run(  # noqa: S603 - the user's own arguments, no shell
                 command, env=environment, check=False
             ).returncode
         finally:
             signal.signal(signal.SIGINT, before)
-
-
-def _without_password(url: str) -> tuple[str, str | None]:
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    name, _, password = user.partition(":")
-    return urlunsplit(parts._replace(netloc=name + at + host)), unquote(password) or None
 
 
 def _binary() -> Path:

@@ -1,10 +1,12 @@
 """How the warehouse is reached: one description of the server, engines on it, and its errors as ours."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
@@ -12,8 +14,10 @@ from collector.errors import WarehouseError
 
 OLDEST_SERVER = 15
 
-_PARAMETERS = {
+_PARAMETERS: dict[str, Any] = {
     "application_name": "vm-import-collector",
+    # Else a database in SQL_ASCII answers in bytes, before anybody can say what is wrong with it.
+    "client_encoding": "UTF8",
     "connect_timeout": 10,
     # A dead network is noticed within seconds, not after the kernel's two hours.
     "keepalives_idle": 10,
@@ -28,8 +32,26 @@ Connect = Callable[[], psycopg.Connection[Any]]
 
 
 def connect_to_url(url: str) -> Connect:
-    """Return a connector for a ``postgresql://`` URL; libpq reads it, so all of its parameters work."""
-    return lambda: psycopg.connect(url, **_PARAMETERS)  # type: ignore[arg-type]
+    """Return a connector for a ``postgresql://`` URL; libpq reads it, so all of its parameters work.
+
+    Raises:
+        WarehouseError: the URL cannot be read, or its password spills over. libpq's own words would quote it.
+    """
+    if not _readable(url):
+        raise WarehouseError(
+            "the database's URL cannot be read: write special characters of user name and password"
+            " percent-encoded, such as %40 for @ and %25 for %"
+        )
+    return lambda: psycopg.connect(url, **_PARAMETERS)
+
+
+def _readable(url: str) -> bool:
+    try:
+        parameters = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return False
+    host, port = str(parameters.get("host", "")), str(parameters.get("port", ""))
+    return "@" not in host and re.fullmatch(r"[\d,]*", port) is not None
 
 
 def connect_to_parameters(parameters: Callable[[], dict[str, Any]]) -> Connect:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 
+import psycopg
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DataError
 
@@ -98,7 +99,7 @@ def _target_arrays(targets: Sequence[Target]) -> dict[str, list[str]]:
 def _store_batch(
     connection: Connection, batch: Sequence[Sequence[Scan]], ids: Mapping[Target, int]
 ) -> list[Outcome]:
-    """Record the scans of a batch of targets in rounds: the first of each target, the second of each, …"""
+    """Record the scans of a batch of targets in rounds: the first of each target, then the second, and so on."""
     _lock(connection, [ids[group[0].target] for group in batch])
     outcomes: list[Outcome] = []
     for turn in range(max(map(len, batch))):
@@ -177,8 +178,8 @@ def _store_changed(connection: Connection, target_id: int, scan: Scan) -> Outcom
     try:
         with connection.begin_nested():
             merged = merge(connection, target_id, scan)
-    except DataError as error:
-        reason = str(error.orig).split("\n")[0]
+    except (DataError, psycopg.DataError) as error:  # COPY goes past SQLAlchemy, which would wrap it
+        reason = str(getattr(error, "orig", error)).split("\n")[0]
         return Outcome(scan, Effect.REFUSED, refusal=f"{scan.target}: PostgreSQL refuses a value: {reason}")
     return Outcome(
         scan,

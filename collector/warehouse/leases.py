@@ -6,11 +6,13 @@ writes nothing, and it is gone when the connection is: with the process, or seco
 
 import threading
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import psycopg
 
 from collector.domain import Target
+from collector.errors import WarehouseError
 from collector.warehouse.engine import Connect, translated_errors
 
 _LEASES = 0x766D6903
@@ -25,6 +27,8 @@ class Leases:
         self._lock = threading.Lock()
         self._connection: psycopg.Connection[Any] | None = None
         self._held: set[Target] = set()
+        self._failure: WarehouseError | None = None
+        self._failed_at = 0.0
 
     def acquire(self, target: Target) -> bool:
         """Take a target's lease if nobody has it, in this process or in another.
@@ -32,13 +36,19 @@ class Leases:
         Raises:
             WarehouseError: the database cannot be asked.
         """
-        with self._lock, translated_errors():
+        asked_at = monotonic()
+        with self._lock:
+            if self._failure and asked_at < self._failed_at:
+                # Others failed while we queued: waiting for a dead network once more, one after the other,
+                # would take minutes.
+                raise WarehouseError(str(self._failure)) from self._failure
             if target in self._held:
                 return False
             try:
-                taken = self._ask("SELECT pg_try_advisory_lock(%s, hashtext(%s))", target)
-            except psycopg.OperationalError:
-                self._drop()
+                with translated_errors():
+                    taken = self._try_lock(target)
+            except WarehouseError as error:
+                self._failure, self._failed_at = error, monotonic()
                 raise
             if taken:
                 self._held.add(target)
@@ -59,6 +69,22 @@ class Leases:
         """Give everything back."""
         with self._lock:
             self._drop()
+
+    def _try_lock(self, target: Target) -> bool:
+        """Ask for the lock; once more on a new connection when the one at hand turns out to be dead."""
+        statement = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
+        connected = self._connection is not None
+        try:
+            return self._ask(statement, target)
+        except psycopg.OperationalError:
+            self._drop()
+            if not connected:
+                raise
+        try:
+            return self._ask(statement, target)
+        except psycopg.OperationalError:
+            self._drop()
+            raise
 
     def _ask(self, statement: str, target: Target) -> bool:
         if self._connection is None:

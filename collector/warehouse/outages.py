@@ -49,8 +49,10 @@ _PROLONG = text("""
         first_failed_at = least(outages.first_failed_at, excluded.first_failed_at),
         last_failed_at = greatest(outages.last_failed_at, excluded.last_failed_at),
         failures = outages.failures + 1,
-        error_code = excluded.error_code,
-        message = excluded.message
+        error_code = CASE WHEN excluded.last_failed_at < outages.last_failed_at
+            THEN outages.error_code ELSE excluded.error_code END,
+        message = CASE WHEN excluded.last_failed_at < outages.last_failed_at
+            THEN outages.message ELSE excluded.message END
 """)
 
 # A success before the failure, arriving late, ends nothing. A target's first good look also ends an outage

@@ -295,7 +295,7 @@ _COLUMNS = {
     " within 7 days or not.",
     "error_class": "Kind of a failure: client error, server error, first boot failure, cancelled by user, unknown.",
     "first_seen_at": "The first scan that saw the task; it was requested before.",
-    "finished_after": "The last scan that saw the task unfinished: it ended later. Null: never seen unfinished.",
+    "finished_after": "The last scan before finished_before that could see the task: it ended later. Null: there is none.",
     "finished_before": "The first scan that saw the task finished.",
     "requested_at": "When the import was requested; null while no evidence has told.",
     "requested_by": "Who requested the import; null while no evidence has told.",
@@ -398,7 +398,8 @@ BEGIN
         JOIN pg_class r ON r.oid = a.attrelid AND r.relkind = 'v'
         JOIN pg_namespace n ON n.oid = r.relnamespace AND n.nspname IN ('vm_import', 'ec2_api')
     LOOP
-        EXECUTE format('COMMENT ON COLUMN %I.%I.%I IS %L', c.nspname, c.relname, c.attname, c.comment);
+        EXECUTE 'COMMENT ON COLUMN ' || quote_ident(c.nspname) || '.' || quote_ident(c.relname) || '.'
+            || quote_ident(c.attname) || ' IS ' || quote_literal(c.comment);
     END LOOP;
 END $$
 """)
