@@ -42,19 +42,19 @@ class Shell:
             **variables,
         }
 
-    def __call__(self, *arguments: str, stdin: bytes = b"", **variables: str) -> Ended:
+    def __call__(self, *arguments: str, stdin: str = "", **variables: str) -> Ended:
         """Run ``collector`` with arguments to its end; a traceback is never what a user should see."""
         return self.python("-m", "collector", *arguments, stdin=stdin, **variables)
 
-    def python(self, *arguments: str, stdin: bytes = b"", **variables: str) -> Ended:
+    def python(self, *arguments: str, stdin: str = "", **variables: str) -> Ended:
         """Run the interpreter to its end."""
         return self.run(sys.executable, *arguments, stdin=stdin, **variables)
 
-    def run(self, *command: str, stdin: bytes = b"", **variables: str) -> Ended:
+    def run(self, *command: str, stdin: str = "", **variables: str) -> Ended:
         """Run any command to its end."""
         done = subprocess.run(
             command,
-            input=stdin,
+            input=stdin.encode(),
             capture_output=True,
             cwd=self.folder,
             env=self.environment | variables,

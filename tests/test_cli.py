@@ -1,6 +1,7 @@
 """The command line as its users meet it: every command and option, every mistake, every exit code."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -256,7 +257,9 @@ def test_standard_input_complete_and_json(shell: Shell, database_url: str) -> No
     shell("backfill", COMPLETED, *PLACE)
     place = [*PLACE[:4], "--observed-at", "2026-03-09T10:15:00+02:00"]
 
-    ended = shell("backfill", "-", *place, "--complete", "--json", stdin=Path(NONE).read_bytes())
+    ended = shell(
+        "backfill", "-", *place, "--complete", "--json", stdin=Path(NONE).read_text(encoding="utf-8")
+    )
 
     summary = json.loads(ended.out)
     assert (ended.code, ended.err) == (0, "")
@@ -445,7 +448,7 @@ def test_psql(shell: Shell, database_url: str) -> None:
     name = make_url(database_url).database
 
     assert shell("psql", "-Atc", "SELECT current_database()").out == f"{name}\n"
-    assert shell("psql", "-f", "-", stdin=b"\\set ON_ERROR_STOP 1\nSELECT 1/0;").code == 3
+    assert shell("psql", "-f", "-", stdin="\\set ON_ERROR_STOP 1\nSELECT 1/0;").code == 3
 
 
 def test_alembic(shell: Shell, empty_database_url: str) -> None:
@@ -523,7 +526,7 @@ def test_interrupted(shell: Shell, database_url: str, simulator: Simulator) -> N
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(2.5)
-        running.send_signal(2)
+        running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=20)
     finally:
         running.kill()

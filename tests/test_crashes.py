@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,6 +49,8 @@ HISTORY = {
 """Everything that is remembered, but for numbers of our own and the time of recording."""
 
 History = dict[str, list[str]]
+Running = subprocess.Popen[str]
+Kill = Callable[[Running], None]
 
 
 def history(connection: psycopg.Connection, *unlike: str) -> History:
@@ -102,7 +106,8 @@ def undisturbed(
     server_url: str, migrated: str, files: list[tuple[str, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Undisturbed]:
     """The history of all rounds when nothing happens."""
-    url = create_database(server_url, "undisturbed_files", migrated)
+    name = f"undisturbed_{uuid.uuid4().hex}"
+    url = create_database(server_url, name, migrated)
     shell = Shell(tmp_path_factory.mktemp("undisturbed"), COLLECTOR_DATABASE_URL=url)
     began = time.monotonic()
     for arguments in files:
@@ -112,38 +117,47 @@ def undisturbed(
         found = history(connection)
     assert [len(found[name]) for name in ("scans", "versions", "outages")] == [ROUNDS, 5700, 0]
     yield Undisturbed(found, seconds)
-    drop_database(server_url, "undisturbed_files")
+    drop_database(server_url, name)
 
 
-def disturb(shell: Shell, arguments: tuple[str, ...], moment: float, kill: Callable[[int], object]) -> None:
+@pytest.fixture
+def calm_url(server_url: str, migrated: str) -> Iterator[str]:
+    """A second migrated database, where nothing is killed."""
+    name = f"undisturbed_{uuid.uuid4().hex}"
+    yield create_database(server_url, name, migrated)
+    drop_database(server_url, name)
+
+
+def disturb(shell: Shell, arguments: tuple[str, ...], moment: float, kill: Kill) -> None:
     """Run a command, ``kill`` something at a moment, and run it again until it ends well."""
     with shell.start(*arguments) as running:
         time.sleep(moment)
-        kill(running.pid)
+        kill(running)
         _, err = running.communicate(timeout=60)
     assert "Traceback" not in err
-    print("kill", moment, running.returncode, err)
-    codes = []
+    codes: list[int] = []
     while 0 not in codes:
-        t0=time.monotonic(); e=shell(*arguments); codes.append(e.code); print(e, time.monotonic()-t0)
+        codes.append(shell(*arguments).code)
         assert len(codes) < 4, codes
 
 
-def kill_command(pid: int) -> None:
-    """Kill the command alone."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def kill_command(running: Running) -> None:
+    """Kill the command alone; its server, if it started one, goes on."""
+    running.kill()
 
 
-def kill_server(folder: Path) -> None:
-    """Kill the embedded server of a ``data_dir`` as soon as there is one."""
+def kill_server(folder: Path) -> Kill:
+    """Kill the embedded server of a ``data_dir``, as soon as the command has one."""
     noted = folder / "postgres" / "data" / "postmaster.pid"
-    give_up = time.monotonic() + 20
-    while time.monotonic() < give_up:
-        with suppress(OSError, ValueError, IndexError):
-            os.kill(int(noted.read_text(encoding="utf-8").splitlines()[0]), signal.SIGKILL)
-            return
-        time.sleep(0.01)
+
+    def kill(running: Running) -> None:
+        while running.poll() is None:
+            with suppress(OSError, ValueError, IndexError):
+                os.kill(int(noted.read_text(encoding="utf-8").splitlines()[0]), signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    return kill
 
 
 def left_running(folder: Path) -> list[list[str]]:
@@ -180,7 +194,7 @@ def test_killed_server(
     """The embedded server is killed under the command, or the command without its server, and repeated."""
     folder = public_folder / "killed"
     shell = Shell(tmp_path, COLLECTOR_DATA_DIR=str(folder))
-    kills: list[Callable[[int], object]] = [lambda _: kill_server(folder), kill_command] * 2
+    kills = [kill_server(folder), kill_command] * 2
 
     for arguments, moment, kill in zip(files, moments(2, undisturbed.seconds + 0.5), kills, strict=True):
         disturb(shell, arguments, moment, kill)
@@ -190,14 +204,13 @@ def test_killed_server(
     assert left_running(folder) == []
 
 
-def test_killed_poll(tmp_path: Path, server_url: str, migrated: str, database_url: str) -> None:
+def test_killed_poll(tmp_path: Path, calm_url: str, database_url: str) -> None:
     """A look at the API is killed three times: the same imports are known, once each, as after one look."""
     fleet = Fleet(SimulatedClock(datetime.now(UTC)))
     regions = ["eu-west-1", "us-east-1"]
     for region in regions:
         fleet.populate(ACCOUNT, region, 300)
     unlike = ("observed_at", "finished_at", "valid_from")
-    calm_url = create_database(server_url, "undisturbed_poll", migrated)
     with Simulator(fleet, regions=regions, page_size=50, latency=0.03) as simulator:
         shell = Shell(tmp_path, **simulator.environment)
         began = time.monotonic()
@@ -207,13 +220,12 @@ def test_killed_poll(tmp_path: Path, server_url: str, migrated: str, database_ur
         for moment in sorted(moments(3, seconds))[1:]:
             with shell.start("backfill", COLLECTOR_DATABASE_URL=database_url) as running:
                 time.sleep(moment)
-                kill_command(running.pid)
+                kill_command(running)
         assert shell("backfill", COLLECTOR_DATABASE_URL=database_url).code == 0
 
     found: list[Any] = []
     for url in (calm_url, database_url):
         with psycopg.connect(url) as connection:
             found.append(history(connection, *unlike))
-    drop_database(server_url, "undisturbed_poll")
     assert found[0] == found[1]
     assert len(found[0]["versions"]) > 300

@@ -1,8 +1,9 @@
 """Which targets are due, looks side by side, leases around them, and instants that never repeat."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import chain
 from time import monotonic
 
@@ -197,7 +198,7 @@ def test_a_lease_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("now", [utc_now, lambda: START], ids=["real clock", "clock that stands still"])
-def test_no_instant_is_given_twice(now: type[utc_now]) -> None:
+def test_no_instant_is_given_twice(now: Callable[[], datetime]) -> None:
     """Eight threads read as fast as they can."""
     read = never_the_same_twice(now)
     with ThreadPoolExecutor(8) as pool:
@@ -213,10 +214,8 @@ def test_a_clock_that_is_set_back_is_followed() -> None:
 
 
 def test_instants_just_given_are_remembered_whatever_came_before() -> None:
-    """Forgetting is for old instants only: the newest one is never forgotten."""
+    """Forgetting, so as not to grow for ever, is for old instants only."""
     read = never_the_same_twice(lambda: now)
-    for number in range(20_050):
+    for number in range(4000):
         now = at(number)
-        read()
-        if number % 50 == 0 or number in range(9_990, 10_010):
-            assert read() == at(number) + timedelta(microseconds=1)
+        assert [(read() - now) / timedelta(microseconds=1) for _ in range(3)] == [0, 1, 2]

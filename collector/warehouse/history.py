@@ -99,7 +99,7 @@ def _target_arrays(targets: Sequence[Target]) -> dict[str, list[str]]:
 def _store_batch(
     connection: Connection, batch: Sequence[Sequence[Scan]], ids: Mapping[Target, int]
 ) -> list[Outcome]:
-    """Record the scans of a batch of targets in rounds: the first of each target, then the second, and so on."""
+    """Record the scans of a batch in rounds: the first of each target, then the second, and so on."""
     _lock(connection, [ids[group[0].target] for group in batch])
     outcomes: list[Outcome] = []
     for turn in range(max(map(len, batch))):
