@@ -9,21 +9,19 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from collector import __version__
 from collector.errors import CollectorError, UsageError
+from collector.options import Common, declare, given, known_regions, with_common_options
 
 if TYPE_CHECKING:
-    from collector.config import Settings
     from collector.domain import Target
     from collector.warehouse.access import Warehouse
 
@@ -46,99 +44,10 @@ app = typer.Typer(
 )
 
 
-class LogFormat(StrEnum):
-    """How log lines are written."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 class Source(StrEnum):
     """Where a backfill looks for the past."""
 
     API = "api"
-
-
-@dataclass(frozen=True, slots=True)
-class Common:
-    """The options that every command takes."""
-
-    config: Path | None = None
-    region: tuple[str, ...] = ()
-    account: tuple[str, ...] = ()
-    log_format: LogFormat = LogFormat.TEXT
-    verbose: bool = False
-
-    def settings(self, **flags: Any) -> "Settings":
-        """Read the configuration, with these options above all else."""
-        from collector.config import load  # noqa: PLC0415 - see the module's first lines
-
-        if self.region:
-            flags["regions"] = list(self.region)
-        return load(flags, file=self.config, known_regions=_known_regions)
-
-    def start_logging(self) -> None:
-        """Send log lines to standard error in the wanted format."""
-        from collector.logs import configure  # noqa: PLC0415 - as above
-
-        configure(self.log_format.value, verbose=self.verbose)
-
-
-_COMMON_OPTIONS: dict[str, Any] = {
-    "config": Annotated[
-        Path | None,
-        typer.Option(help="Read this TOML file [COLLECTOR_CONFIG, ./collector.toml].", show_default=False),
-    ],
-    "region": Annotated[
-        list[str] | None,
-        typer.Option(help="Only this Region; repeatable, globs allowed.", show_default=False),
-    ],
-    "account": Annotated[
-        list[str] | None, typer.Option(help="Only this account, 12 digits; repeatable.", show_default=False)
-    ],
-    "log_format": Annotated[LogFormat | None, typer.Option(help="How to write log lines.")],
-    "verbose": Annotated[bool | None, typer.Option("--verbose", help="Log more.")],
-}
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in options.items()
-        if value not in (None, [], False)
-    }
-
-
-def _with_common_options(command: Callable[..., int]) -> Callable[..., None]:
-    """Let a command take the common options too, before its name and after it, and end with its code."""
-    own = inspect.signature(command).parameters
-
-    def run(*, context: typer.Context, **options: Any) -> None:
-        after = _given({name: options.pop(name) for name in _COMMON_OPTIONS})
-        common = Common(**{**(context.obj or {}), **after})
-        common.start_logging()
-        arguments = {"arguments": context.args} if "arguments" in own else {}
-        try:
-            code = command(common, **arguments, **options)
-        except KeyboardInterrupt:  # Typer would end without a word, and with a code that is none of ours
-            raise CollectorError("interrupted") from None
-        raise typer.Exit(code)
-
-    _declare(run, [p for name, p in own.items() if name not in {"common", "arguments"}])
-    run.__doc__ = command.__doc__
-    return run
-
-
-def _declare(function: Callable[..., None], own: Iterable[inspect.Parameter]) -> None:
-    """Give a function the signature that Typer reads: the context, its own options, the common ones."""
-    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    common = [
-        context.replace(name=name, default=None, annotation=annotation)
-        for name, annotation in _COMMON_OPTIONS.items()
-    ]
-    parameters = [context, *(p.replace(kind=context.kind) for p in own), *common]
-    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__annotations__ = {p.name: p.annotation for p in parameters}
 
 
 def _show_version(wanted: bool) -> None:
@@ -148,7 +57,7 @@ def _show_version(wanted: bool) -> None:
 
 
 def _before(context: typer.Context, *, version: bool = False, **options: Any) -> None:  # noqa: ARG001 - acts by its callback
-    context.obj = _given(options)
+    context.obj = given(options)
 
 
 def _run(common: Common) -> int:
@@ -251,18 +160,18 @@ def _demo(
 _VERSION = Annotated[
     bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
 ]
-_declare(
+declare(
     _before,
     [inspect.Parameter("version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_VERSION)],
 )
 app.callback()(_before)
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command("run", epilog=EPILOG)(_with_common_options(_run))
-app.command("backfill", epilog=EPILOG)(_with_common_options(_backfill))
-app.command("migrate", epilog=EPILOG)(_with_common_options(_migrate))
-app.command("demo", epilog=EPILOG)(_with_common_options(_demo))
-app.command("psql", epilog=EPILOG, context_settings=_PASS_ON)(_with_common_options(_psql))
+app.command("run", epilog=EPILOG)(with_common_options(_run))
+app.command("backfill", epilog=EPILOG)(with_common_options(_backfill))
+app.command("migrate", epilog=EPILOG)(with_common_options(_migrate))
+app.command("demo", epilog=EPILOG)(with_common_options(_demo))
+app.command("psql", epilog=EPILOG, context_settings=_PASS_ON)(with_common_options(_psql))
 
 
 def _place_of_files(common: Common, files: list[str], observed_at: str | None) -> tuple["Target", datetime]:
@@ -274,7 +183,7 @@ def _place_of_files(common: Common, files: list[str], observed_at: str | None) -
         faults.append("-: standard input can be read only once")
     if len(common.account) != 1 or not re.fullmatch(r"\d{12}", common.account[0]):
         faults.append("--account: name the one account that FILES were taken in, 12 digits")
-    if len(common.region) != 1 or common.region[0] not in _known_regions():
+    if len(common.region) != 1 or common.region[0] not in known_regions():
         faults.append("--region: name the one Region that FILES were taken in, such as eu-west-1")
     instant = None
     if observed_at is None:
@@ -312,12 +221,6 @@ def _instant(text: str) -> datetime:
     if instant > datetime.now(UTC) + timedelta(minutes=5):
         raise ValueError(f"{text!r} lies in the future")
     return instant.astimezone(UTC)
-
-
-def _known_regions() -> list[str]:
-    from collector.aws.clients import known_regions  # noqa: PLC0415 - see the module's first lines
-
-    return list(known_regions())
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from collector.polling import Cadence
 
 TICK = timedelta(seconds=1)
 DISCOVERY_INTERVAL = timedelta(hours=24)
+DISCOVERY_RETRY = timedelta(minutes=15)
 _OVERDUE_TICKS = 10
 """Ticks that may be missed before the schedule is made anew."""
 
@@ -59,6 +60,7 @@ class Daemon:
         self._looks: dict[Future[Result], Target] = {}
         self._unrecorded: list[Scan | Failure] = []
         self._failing: dict[Target, str] = {}
+        self._trouble = ""
         self._discovery: Future[list[Target]] | None = None
         self._next_discovery = 0.0
         self._last_tick = monotonic()
@@ -114,6 +116,7 @@ class Daemon:
         try:
             self._set_targets(discovery.result())
         except CollectorError as error:
+            self._next_discovery = min(self._next_discovery, monotonic() + DISCOVERY_RETRY.total_seconds())
             log.warning("targets are kept as they are: discovery failed", error=str(error))
 
     def _set_targets(self, targets: list[Target]) -> None:
@@ -136,7 +139,7 @@ class Daemon:
                 self._unrecorded.append(result)
                 self._log_failure(target, result)
         if put_off:
-            log.error("looks put off", looks=len(put_off), error=str(put_off[0]))
+            self._log_trouble("looks are put off", put_off[0])
             self._repair()
 
     def _record(self) -> bool:
@@ -146,10 +149,13 @@ class Daemon:
         try:
             tally = self._work.record(self._unrecorded)
         except CollectorError as error:
-            log.error("not recorded yet, polling waits", looks=len(self._unrecorded), error=str(error))  # noqa: TRY400 - the sentence says it all
+            self._log_trouble("looks are not recorded yet, polling waits", error)
             self._repair()
             return False
         self._unrecorded = []
+        if self._trouble:
+            self._trouble = ""
+            log.info("looks are recorded again")
         for refusal in tally.refused:
             log.error("scan refused", reason=refusal)
         if tally.inserted or tally.closed:
@@ -168,7 +174,13 @@ class Daemon:
         try:
             self._work.repair()
         except CollectorError as error:
-            log.error("the embedded database cannot be repaired", error=str(error))  # noqa: TRY400 - as above
+            self._log_trouble("the embedded database cannot be repaired", error)
+
+    def _log_trouble(self, event: str, error: Exception) -> None:
+        """Log trouble with the database when it begins and when its kind changes, not at every tick."""
+        if self._trouble != event:
+            self._trouble = event
+            log.error(event, error=str(error))
 
     def _log_failure(self, target: Target, result: Scan | Failure) -> None:
         """Log a failure when it begins, when its kind changes, and when it is over."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import structlog
 
-from collector.aws.redaction import without_credentials
+from collector.redaction import without_credentials
 
 Format = Literal["text", "json"]
 

@@ -44,6 +44,7 @@ def pytest_report_header() -> str:
 
 
 def create_database(server_url: str, name: str, template: str) -> str:
+    """Make a database and return its URL."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
@@ -51,6 +52,7 @@ def create_database(server_url: str, name: str, template: str) -> str:
 
 
 def drop_database(server_url: str, name: str) -> None:
+    """Remove a database, whoever is still connected."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 

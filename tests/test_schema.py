@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from psycopg import sql
 from sqlalchemy import Engine, make_url
 
-from collector.errors import WarehouseError
+from collector.errors import UsageError, WarehouseError
 from collector.warehouse import schema
 from collector.warehouse.engine import connect_to_url, make_engine
 from collector.warehouse.tables import SCHEMA, metadata
@@ -256,7 +256,7 @@ def test_a_server_that_is_not_there(unused_port: int) -> None:
 @pytest.mark.parametrize("password", ["100%s3cret", "s3cret word", "s3@cret", "s3/cret"])
 def test_a_url_whose_password_is_not_encoded_does_not_show_it(password: str) -> None:
     """The words of libpq would quote the part that it stumbles over."""
-    with pytest.raises(WarehouseError) as raised:
+    with pytest.raises(UsageError) as raised:
         connect_to_url(f"postgresql://someone:{password}@127.0.0.1:5432/aws")
     assert "percent-encoded" in str(raised.value)
     assert "cret" not in str(raised.value)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.aws.redaction import without_credentials
 from collector.aws.transform import import_task
 from collector.domain import ImportTask, SnapshotDetail, Tag
 from collector.errors import MalformedTaskError
+from collector.redaction import without_credentials
 from tests.factories import task
 
 _SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.json"))

@@ -18,8 +18,8 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from collector.aws.deadline import DeadlineExceededError
-from collector.aws.redaction import without_credentials
 from collector.errors import MalformedTaskError
+from collector.redaction import without_credentials
 
 _LONGEST_MESSAGE = 500
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from collector.aws.redaction import without_credentials
 from collector.domain import ImportTask, LicenseSpecification, SnapshotDetail, Tag
 from collector.errors import MalformedTaskError
+from collector.redaction import without_credentials
 
 Json = dict[str, Any]
 

@@ -89,11 +89,11 @@ def _value(record: object, column: str) -> Any:
 def _known_sets(connection: Connection, table: Table, keys: list[tuple[int, int]]) -> list[tuple[int, int]]:
     if not keys:
         return []
-    statement = text(
-        "SELECT i.task_id, i.set_id FROM unnest(CAST(:task_ids AS bigint[]), CAST(:set_ids AS bigint[]))"
-        f" AS i (task_id, set_id) WHERE EXISTS (SELECT FROM {table.fullname} c"
-        " WHERE c.task_id = i.task_id AND c.set_id = i.set_id)"
-    )
+    statement = text(f"""
+        SELECT i.task_id, i.set_id
+        FROM unnest(CAST(:task_ids AS bigint[]), CAST(:set_ids AS bigint[])) AS i (task_id, set_id)
+        WHERE EXISTS (SELECT FROM {table.fullname} c WHERE c.task_id = i.task_id AND c.set_id = i.set_id)
+    """)  # noqa: S608 - our own table's name
     task_ids, set_ids = zip(*keys, strict=True)
     rows = connection.execute(statement, {"task_ids": list(task_ids), "set_ids": list(set_ids)})
     return [(row.task_id, row.set_id) for row in rows]

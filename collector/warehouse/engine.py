@@ -9,8 +9,9 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from collector.errors import WarehouseError
+from collector.errors import UsageError, WarehouseError
 
 OLDEST_SERVER = 15
 
@@ -35,23 +36,19 @@ def connect_to_url(url: str) -> Connect:
     """Return a connector for a ``postgresql://`` URL; libpq reads it, so all of its parameters work.
 
     Raises:
-        WarehouseError: the URL cannot be read, or its password spills over. libpq's own words would quote it.
+        UsageError: the URL cannot be read, or its password spills over. libpq's own words would quote it.
     """
-    if not _readable(url):
-        raise WarehouseError(
-            "the database's URL cannot be read: write special characters of user name and password"
-            " percent-encoded, such as %40 for @ and %25 for %"
-        )
-    return lambda: psycopg.connect(url, **_PARAMETERS)
-
-
-def _readable(url: str) -> bool:
     try:
         parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
-        return False
+        parameters = {"host": "@"}
     host, port = str(parameters.get("host", "")), str(parameters.get("port", ""))
-    return "@" not in host and re.fullmatch(r"[\d,]*", port) is not None
+    if "@" in host or not re.fullmatch(r"[\d,]*", port):
+        raise UsageError(
+            "database_url: cannot be read: write special characters of user name and password"
+            " percent-encoded, such as %40 for @ and %25 for %"
+        )
+    return connect_to_parameters(lambda: dict(parameters))
 
 
 def connect_to_parameters(parameters: Callable[[], dict[str, Any]]) -> Connect:
@@ -75,6 +72,8 @@ def translated_errors() -> Iterator[None]:
         raise WarehouseError(_sentence(error.orig)) from error
     except psycopg.Error as error:
         raise WarehouseError(_sentence(error)) from error
+    except PoolTimeoutError as error:
+        raise WarehouseError("the database is busy: no connection became free in time") from error
 
 
 def _sentence(error: object) -> str:

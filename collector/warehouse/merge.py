@@ -245,8 +245,8 @@ _RESTORE = text(f"""
     INSERT INTO vm_import.task_versions
         (task_id, valid_from, valid_to, target_id, listed, content_hash, details_set, tags_set, licenses_set,
          {_STATE_NAMES})
-    SELECT v.task_id, i.valid_from, i.valid_to, v.target_id, v.listed, v.content_hash, v.details_set, v.tags_set,
-         v.licenses_set, {_STATE_NAMES}
+    SELECT v.task_id, i.valid_from, i.valid_to, v.target_id, v.listed, v.content_hash, v.details_set,
+         v.tags_set, v.licenses_set, {_STATE_NAMES}
     FROM unnest(CAST(:task_ids AS bigint[]), CAST(:sources AS timestamptz[]),
                 CAST(:valid_from AS timestamptz[]), CAST(:valid_to AS timestamptz[]))
         AS i (task_id, source, valid_from, valid_to)

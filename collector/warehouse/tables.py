@@ -139,7 +139,8 @@ task_versions = Table(
         initially="DEFERRED",
     ),
     Index("task_versions_listed", "target_id", "valid_to", postgresql_where=text("listed")),
-    comment="Tiles: a longest interval [valid_from, valid_to) in which a task's observed content did not change.",
+    comment="Tiles: a longest interval [valid_from, valid_to) in which a task's observed content"
+    " did not change.",
 )
 
 
