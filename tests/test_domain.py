@@ -48,5 +48,5 @@ def test_a_failure_reads_well() -> None:
 
 def test_targets_sort_by_account_then_region() -> None:
     """Locks are taken in this order everywhere."""
-    ordered = [Target("1", "eu"), Target("1", "us"), Target("2", "ap")]
-    assert sorted(ordered[::-1]) == ordered
+    shuffled = [Target("2", "ap"), Target("1", "us"), Target("1", "eu")]
+    assert sorted(shuffled) == [Target("1", "eu"), Target("1", "us"), Target("2", "ap")]
