@@ -314,18 +314,3 @@ def test_a_target_is_known_by_account_and_region(engine: Engine) -> None:
     store(engine, here, there)
     assert_history(engine, [here])
     assert_history(engine, [there])
-
-
-def test_writers_of_the_same_targets_do_not_wait_for_each_other_in_a_circle(engine: Engine) -> None:
-    """Whatever order their scans come in, locks are taken in one; else the server would break a deadlock."""
-    accounts = [Target(f"{number:012}", "eu-west-1") for number in range(40)]
-    store(engine, *(numbered(0, {"a": 0}, target=target) for target in accounts))
-
-    def write(writer: int) -> list[Effect]:
-        scans = [numbered(writer, {"a": writer % 3}, target=target) for target in accounts]
-        return store(engine, *(reversed(scans) if writer % 2 else scans))
-
-    with ThreadPoolExecutor(4) as pool:
-        effects = list(joined.from_iterable(pool.map(write, range(1, 25))))
-    assert Effect.REFUSED not in effects
-    assert len(effects) == 24 * len(accounts)

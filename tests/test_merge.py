@@ -1,7 +1,10 @@
 """What one batch of scans does to the warehouse, and what it leaves alone."""
 
+import random
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -162,6 +165,26 @@ def test_a_partial_scan_closes_nothing(engine: Engine) -> None:
     assert stored(engine) == before
 
 
+def test_a_partial_scan_in_between_forbids_the_shortcut(engine: Engine) -> None:
+    """The scan just before is what counts, not the last complete one."""
+    store(engine, numbered(1, {"a": 1}), numbered(2, {"a": 2}, complete=False))
+    assert store(engine, numbered(3, {"a": 1})) == [Effect.CHANGED]
+    one, two = content("a", 1), content("a", 2)
+    assert stored(engine) == {
+        "import-ami-a": [(at(1), at(2), one), (at(2), at(3), two), (at(3), None, one)],
+    }
+
+
+def test_the_same_content_under_another_id_is_another_task(engine: Engine) -> None:
+    """The shortcut knows one from the other."""
+    store(engine, numbered(1, {"a": 1}))
+    assert store(engine, numbered(2, {"b": 1})) == [Effect.CHANGED]
+    assert stored(engine) == {
+        "import-ami-a": [(at(1), at(2), content("a", 1)), (at(2), None, None)],
+        "import-ami-b": [(at(2), None, content("b", 1))],
+    }
+
+
 def test_a_retry_writes_nothing(engine: Engine) -> None:
     """Neither in the batch of the first attempt nor later."""
     one = numbered(1, {"a": 1})
@@ -284,6 +307,21 @@ def test_a_batch_holds_several_targets(engine: Engine) -> None:
     assert [stored(engine, target) for target in targets] == [
         {"import-ami-a": [(at(1), None, content("a", number))]} for number in range(5)
     ]
+
+
+def test_writers_of_the_same_targets_never_wait_in_a_circle(engine: Engine) -> None:
+    """Four at once: they take the locks in one order, whatever order the scans come in."""
+    targets = [Target(f"{number:012}", "eu-west-1") for number in range(60)]
+    store(engine, *(scan(0, target=target) for target in targets))
+    begin = threading.Barrier(4)
+
+    def write(writer: int) -> list[Effect]:
+        scans = [scan(writer, task("a", Progress=str(writer)), target=target) for target in targets]
+        begin.wait()
+        return store(engine, *random.Random(writer).sample(scans, len(scans)))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(write, range(1, 5))) == [[Effect.CHANGED] * 60] * 4
 
 
 def test_more_than_500_targets_take_several_transactions(engine: Engine) -> None:
