@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from sqlalchemy import Engine, make_url
 from collector.warehouse import schema
 from collector.warehouse.embedded import EmbeddedPostgres
 from collector.warehouse.engine import connect_to_url, make_engine
+
+# A shell starts what runs in its background with SIGINT ignored, and children would inherit that: the tests
+# that press Ctrl-C need it. What is handled here starts with the default there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -123,12 +123,12 @@ def test_it_polls_on_its_interval_and_records_what_changes(
             simulator.fleet.put(ACCOUNT, REGION, wire("a", Progress=percent))
         more_scans(engine)
     assert progresses(engine) == ["10", "20", "30"]
-    (gap,) = rows(
-        engine,
-        "SELECT min(gap) AS shortest FROM (SELECT observed_at - lag(observed_at) OVER ("
-        "PARTITION BY target_id ORDER BY observed_at) AS gap FROM vm_import.scans) AS gaps",
+    # A look may begin late on a busy machine, and the next one in time: only their number is bounded.
+    statement = (
+        "SELECT count(*) AS number, max(observed_at) - min(observed_at) AS time"
+        " FROM vm_import.scans GROUP BY target_id"
     )
-    assert gap.shortest > OFTEN / 2
+    assert all(scans.time > (scans.number - 3) * OFTEN for scans in rows(engine, statement))
 
 
 def test_a_stalled_region_delays_nobody(simulator: Simulator, database_url: str, engine: Engine) -> None:
