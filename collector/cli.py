@@ -92,8 +92,9 @@ def _backfill(
 ) -> int:
     """Store what can be seen now (once), or what saved FILES saw.
 
-    FILES are the CLI's whole answer, a bare task or a bare list; `--account`, `--region` and `--observed-at`
-    say where and when they were taken. Files of one command are one scan.
+    FILES are the CLI's whole answer, a bare task or a bare list.
+    --account, --region and --observed-at say where and when they were taken.
+    Files of one command are one scan.
     """
     if not files:
         if observed_at or complete:

@@ -424,10 +424,11 @@ def test_any_json_is_kept_or_refused_by_name(value: Any) -> None:
 @pytest.mark.parametrize(
     ("wire", "refusal"),
     [
-        (None, "an import task must be a JSON object with members, not null"),
-        ([], "an import task must be a JSON object with members, not a list"),
-        ("x", "an import task must be a JSON object with members, not text"),
-        ({}, "an import task must be a JSON object with members, not an object"),
+        (None, "an import task must be a JSON object, not null"),
+        ([], "an import task must be a JSON object, not a list"),
+        ("x", "an import task must be a JSON object, not text"),
+        ({}, "an import task must have an ImportTaskId; this one has no members"),
+        ({"ImportTaskId": ""}, "an import task must have an ImportTaskId; this one has only ImportTaskId"),
         ({"Status": "active"}, "an import task must have an ImportTaskId; this one has only Status"),
         ({"ImportTaskId": 5}, "an import task must have an ImportTaskId; this one has only ImportTaskId"),
         (

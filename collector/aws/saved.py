@@ -62,7 +62,12 @@ def _tasks(content: bytes) -> tuple[list[ImportTask], bool]:
     """Return the tasks of one file, and whether the answer said that another page follows."""
     answer = _parse(content)
     if isinstance(answer, Mapping) and "ImportTaskId" not in answer:
-        if not isinstance(tasks := answer.get("ImportImageTasks"), list):
+        tasks = answer.get("ImportImageTasks")
+        if "ImportImageTasks" in answer and not isinstance(tasks, list):
+            raise MalformedTaskError(
+                "not an answer of describe-import-image-tasks: ImportImageTasks is no list"
+            )
+        if not isinstance(tasks, list):
             names = ", ".join(sorted(answer)[:5])[:200] or "none"
             raise MalformedTaskError(
                 "not an answer of describe-import-image-tasks: it has neither ImportImageTasks nor"

@@ -40,8 +40,9 @@ def import_task(wire: object) -> ImportTask:
         raise MalformedTaskError(f"{_named(wire)}: {error}") from None
     except RecursionError:
         raise MalformedTaskError(f"{_named(wire)} is nested too deeply") from None
-    if not isinstance(task, dict):
-        raise MalformedTaskError(f"an import task must be a JSON object with members, not {_kind(wire)}")
+    if task is None and not isinstance(wire, Mapping):
+        raise MalformedTaskError(f"an import task must be a JSON object, not {_kind(wire)}")
+    task = task or {}
     import_task_id = task.pop("importTaskId", None)
     if not isinstance(import_task_id, str) or len(import_task_id) > _LONGEST_KEY:
         raise MalformedTaskError(f"an import task must have an ImportTaskId; this one has {_members(wire)}")

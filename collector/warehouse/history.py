@@ -21,6 +21,9 @@ from collector.warehouse.merge import merge
 TARGETS_PER_TRANSACTION = 500
 """Every target costs an entry of PostgreSQL's shared lock table, which holds some thousands."""
 
+# COPY goes past SQLAlchemy, which would wrap the driver's errors in its own.
+_REFUSED = (DataError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
+
 _MERGE_LOCKS = 0x766D6902
 """Key space of the targets' merge locks; leases have another."""
 
@@ -178,7 +181,7 @@ def _store_changed(connection: Connection, target_id: int, scan: Scan) -> Outcom
     try:
         with connection.begin_nested():
             merged = merge(connection, target_id, scan)
-    except (DataError, psycopg.DataError) as error:  # COPY goes past SQLAlchemy, which would wrap it
+    except _REFUSED as error:
         reason = str(getattr(error, "orig", error)).split("\n")[0]
         return Outcome(scan, Effect.REFUSED, refusal=f"{scan.target}: PostgreSQL refuses a value: {reason}")
     return Outcome(
