@@ -13,10 +13,19 @@ from contextvars import ContextVar
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, Self
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -24,17 +33,20 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from collector.errors import UsageError
+from collector.redaction import keep_secret, keep_secrets_of_url
 
 PREFIX = "COLLECTOR_"
 DEFAULT_FILE = Path("collector.toml")
 LONGEST_INTERVAL = timedelta(hours=24)
+_LAST_PORT = 65535
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_LATER = {"accounts", "organization", "listen", "spool_limit", "scan_horizon", "retention", "executor"}
+_LATER = {"scan_horizon", "retention", "executor"}
 """Keys of the design that this release does not act on yet: accepting one silently would be a lie."""
 
 _known_regions: ContextVar[Callable[[], Collection[str]]] = ContextVar("known_regions")
@@ -94,7 +106,44 @@ def _database_url(value: object) -> object:
     return value
 
 
+def _role_arn(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+", value):
+        raise ValueError("must read arn:aws:iam::ACCOUNT:role/NAME, the account with 12 digits")
+    return value
+
+
+def _account_id(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"\d{12}", value):
+        raise ValueError("must be an account's 12 digits, in quotes")
+    return value
+
+
+def _address(value: object) -> object:
+    if isinstance(value, Address):
+        return value
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):(\d{1,5})", str(value).strip())
+    if match is None or int(match[2]) > _LAST_PORT:
+        raise ValueError("must read HOST:PORT, such as 127.0.0.1:8080; port 0 takes a free one")
+    return Address(match[1].strip("[]"), int(match[2]))
+
+
+def _size(value: object) -> object:
+    units = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+    match = re.fullmatch(r"(\d{1,12}) ?(B|KiB|MiB|GiB|TiB)?", str(value).strip())
+    if match is None or (size := int(match[1]) * units[match[2] or ""]) < 2**20:
+        raise ValueError("must be a size such as 500MiB or 1GiB, and at least 1MiB")
+    return size
+
+
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    port: int
+
+
 Regions = Annotated[list[str], NoDecode, BeforeValidator(_names), AfterValidator(_existing)]
+AccountId = Annotated[str, BeforeValidator(_account_id)]
 Interval = Annotated[timedelta, BeforeValidator(_interval)]
 DatabaseUrl = Annotated[SecretStr, BeforeValidator(_database_url)]
 
@@ -106,6 +155,31 @@ def default_data_dir() -> Path:
     return platformdirs.user_data_path("vm-import-collector", appauthor=False)
 
 
+class AccountSettings(BaseModel):
+    """One of ``[[accounts]]``; without ``role_arn`` it is the credentials' own account."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    role_arn: Annotated[str, BeforeValidator(_role_arn)] | None = None
+    external_id: SecretStr | None = None
+    regions: Regions = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _external_id_needs_a_role(self) -> Self:
+        if self.external_id is not None and self.role_arn is None:
+            raise ValueError("external_id needs role_arn: the credentials' own account is not assumed")
+        return self
+
+
+class OrganizationSettings(BaseModel):
+    """``[organization]``: every active account of it, by a role of the same name in each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    role_name: Annotated[str, Field(pattern=r"^[\w+=,.@/-]+$")]
+    exclude: list[AccountId] = Field(default_factory=list)
+
+
 class Settings(BaseSettings):
     """What the collector is told. See the README for the meaning of each key."""
 
@@ -115,13 +189,26 @@ class Settings(BaseSettings):
 
     database_url: DatabaseUrl | None = None
     direct_database_url: DatabaseUrl | None = None
-    data_dir: Path = Field(default_factory=default_data_dir)
+    data_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(default_factory=default_data_dir)
+    spool_limit: Annotated[int, BeforeValidator(_size)] = 2**30
+    accounts: list[AccountSettings] = Field(default_factory=list)
+    organization: OrganizationSettings | None = None
     regions: Regions = Field(default_factory=lambda: ["all"], min_length=1)
     exclude_regions: Regions = Field(default_factory=list)
     interval: Interval = timedelta(seconds=60)
     idle_interval: Interval = timedelta(minutes=15)
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 64
     target_deadline: Annotated[timedelta, BeforeValidator(_deadline)] = timedelta(seconds=60)
+    listen: Annotated[Address, BeforeValidator(_address)] = Address("127.0.0.1", 8080)
+
+    @model_validator(mode="after")
+    def _accounts_are_named_once(self) -> Self:
+        if self.accounts and self.organization:
+            raise ValueError("accounts and organization exclude each other: configure one of them")
+        ids = [account.role_arn.split(":")[4] if account.role_arn else "own" for account in self.accounts]
+        if twice := sorted({account_id for account_id in ids if ids.count(account_id) > 1}):
+            raise ValueError(f"accounts: named twice: {', '.join(twice)}")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -168,11 +255,25 @@ def load(
         settings = Settings(**{**flags, "_file": path})
     except ValidationError as error:
         faults += [_fault(detail) for detail in error.errors(include_input=False, include_url=False)]
+    except SettingsError as error:
+        field = str(error).split('"')[1].upper()
+        faults.append(f"{PREFIX}{field}: must be JSON; a TOML file is the easier place for it")
     finally:
         _known_regions.reset(token)
     if faults:
         raise UsageError(*faults)
+    _keep_secrets(settings)
     return settings
+
+
+def _keep_secrets(settings: Settings) -> None:
+    """Keep what is secret out of logs and errors, wherever it may turn up."""
+    for url in (settings.database_url, settings.direct_database_url):
+        if url is not None:
+            keep_secrets_of_url(url.get_secret_value())
+    for account in settings.accounts:
+        if account.external_id is not None:
+            keep_secret(account.external_id.get_secret_value())
 
 
 def _unknown_variables() -> list[str]:
@@ -207,6 +308,8 @@ def _fault(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{key}: no such key{_hint(key, Settings.model_fields)}"
     message = detail["msg"].removeprefix("Value error, ")
+    if not key:  # a rule about several keys names them itself
+        return message
     return f"{key}: {message[:1].lower()}{message[1:]}"
 
 

@@ -1,204 +1,345 @@
-"""The daemon: an APScheduler job that ticks, signals that end it, and nothing observed dropped in between.
+"""The daemon: an APScheduler job that ticks, looks that run beside it, signals that end it.
 
-A tick never waits for AWS. It records the looks that have come back and starts those that are due; a slow
-target delays nobody else.
+A tick never waits for AWS or for the database. It hands the looks that have come back to the loader and
+starts those that are due; a slow target delays nobody else, and neither does a database that is away.
 """
 
-import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from queue import Empty, SimpleQueue
 from time import monotonic
+from typing import Any, Protocol
 
 import structlog
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from collector.domain import Failure, Scan, Target
 from collector.errors import CollectorError
+from collector.loader import Loader
 from collector.outcomes import Tally
 from collector.polling import Cadence
+from collector.sightings import Sightings
+from collector.spool import Spool
+from collector.state import DaemonState
 
 TICK = timedelta(seconds=1)
 DISCOVERY_INTERVAL = timedelta(hours=24)
-DISCOVERY_RETRY = timedelta(minutes=15)
+DISCOVERY_RETRY = timedelta(minutes=5)
 _OVERDUE_TICKS = 10
 """Ticks that may be missed before the schedule is made anew."""
 
-_GRACE = 5.0
-"""Seconds that looks in flight have to end by themselves when the daemon stops."""
+_DEAD_AFTER = 30.0
+"""Seconds without a tick, after which the daemon is not alive."""
+
+_STUCK_AFTER = 120.0
+"""Seconds in which a batch must be stored and a due target be looked at, or there is no progress."""
+
+# Seconds that the parts of an end may take; with the embedded server's they stay below 15.
+_GRACE, _CANCELLING, _STORING = 3.0, 1.5, 3.0
+
+_WARN_AGAIN = 24 * 3600.0
+_CHECK_FRESHNESS = 60.0
 
 log = structlog.stdlib.get_logger(__name__)
 
 Result = Scan | Failure | None
+Discovered = tuple[Sequence[Target], Sequence[Failure]]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """What the daemon does, handed in.
 
-    ``discover`` names the targets, ``look`` looks at one (``None``: another process is at it), ``cancel``
-    ends all looks at once, ``record`` stores results, ``repair`` mends the database if it is ours to mend.
+    ``discover`` names the targets and what could not be asked for them, ``look`` looks at one (``None``:
+    another process is at it), ``cancel`` ends all looks at once. ``lead`` says whether this process is the
+    one that polls, and raises while nobody can say. ``progress`` is called when something has been done.
     """
 
-    discover: Callable[[], Iterable[Target]]
+    discover: Callable[[], Discovered]
     look: Callable[[Target], Result]
     cancel: Callable[[], None]
-    record: Callable[[list[Scan | Failure]], Tally]
-    repair: Callable[[], None]
+    lead: Callable[[], bool]
+    now: Callable[[], datetime]
+    progress: Callable[[], None] = lambda: None
+
+
+class Observer(Protocol):
+    """Whoever counts what the daemon does."""
+
+    def looked(self, target: Target, result: Result, seconds: float) -> None:
+        """A look has ended."""
+
+    def recorded(self, tally: Tally, seconds: float) -> None:
+        """A batch has been stored."""
 
 
 class Daemon:
     """Polls until ``stop``."""
 
-    def __init__(self, work: Work, cadence: Cadence, *, concurrency: int, tick: timedelta = TICK) -> None:
+    def __init__(
+        self,
+        work: Work,
+        cadence: Cadence,
+        loader: Loader,
+        spool: Spool,
+        sightings: Sightings,
+        observer: Observer,
+        *,
+        concurrency: int,
+        tick: timedelta = TICK,
+    ) -> None:
         self._work = work
         self._cadence = cadence
+        self._loader = loader
+        self._spool = spool
+        self._sightings = sightings
+        self._observer = observer
+        self._concurrency = concurrency
         self._tick_interval = tick
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="look")
-        self._looks: dict[Future[Result], Target] = {}
-        self._unrecorded: list[Scan | Failure] = []
-        self._failing: dict[Target, str] = {}
-        self._trouble = ""
-        self._discovery: Future[list[Target]] | None = None
+        self._discoverer = ThreadPoolExecutor(1, thread_name_prefix="discover")
+        self._runners: set[Future[None]] = set()
+        self._results: SimpleQueue[Scan | Failure] = SimpleQueue()
+        self._discovery: Future[Discovered] | None = None
         self._next_discovery = 0.0
+        self._leading: bool | None = None
         self._last_tick = monotonic()
+        self._missed_ticks = 0
+        self._warned: dict[Target, float] = {}
+        self._next_freshness = 0.0
         self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._reload_wanted = False
 
-    def run(self) -> None:
-        """Poll until ``stop`` is called or a signal comes, then end within seconds."""
-        self._next_discovery = monotonic() + DISCOVERY_INTERVAL.total_seconds()
-        self._set_targets(list(self._work.discover()))
+    def run(self, *, reload: Callable[[], bool] = lambda: False) -> bool:
+        """Poll until ``stop`` is called, then end within seconds.
+
+        ``reload`` reads the configuration again when that is wanted, and says whether it is good.
+
+        Returns:
+            Whether it ended only to begin again with a new configuration.
+        """
+        self._loader.start()
+        leader = threading.Thread(target=self._keep_asking_who_leads, name="leadership", daemon=True)
         scheduler = BackgroundScheduler(timezone="UTC")
+        scheduler.add_listener(self._tick_missed, EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES)
         options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
         seconds = self._tick_interval.total_seconds()
-        job = scheduler.add_job(self.tick, "interval", seconds=seconds, **options)
-        scheduler.start()
+        again = False
         try:
-            while not self._stopping.wait(seconds):
+            self._first_discovery()
+            leader.start()
+            job = scheduler.add_job(self.tick, "interval", seconds=seconds, **options)
+            scheduler.start()
+            while not self._stopping.is_set():
+                self._wake.wait(seconds)
+                self._wake.clear()
+                if self._reload_wanted:
+                    self._reload_wanted = False
+                    if again := reload():
+                        break
                 # The scheduler goes by the wall clock: set back by an hour, it would sleep for an hour.
                 if monotonic() - self._last_tick > _OVERDUE_TICKS * seconds:
                     job.reschedule("interval", seconds=seconds)
                     self._last_tick = monotonic()
         finally:
-            scheduler.shutdown(wait=True)
+            self._stopping.set()
+            if scheduler.running:
+                scheduler.shutdown(wait=False)
             self._end()
+        return again
 
-    def stop(self, *_signal: object) -> None:
-        """End ``run``; a signal handler."""
+    def stop(self) -> None:
+        """End ``run``; good for a signal handler."""
         self._stopping.set()
+        self._wake.set()
 
-    def stop_on_signals(self) -> None:
-        """Let SIGTERM and SIGINT end the daemon."""
-        signal.signal(signal.SIGTERM, self.stop)
-        signal.signal(signal.SIGINT, self.stop)
+    def reload(self) -> None:
+        """Read the configuration again, and begin anew with it if it is good."""
+        self._reload_wanted = True
+        self._wake.set()
+
+    def rescue(self) -> None:
+        """Write to disk what was seen and is not stored, because the process is about to end by force."""
+        self._collect()
+        self._loader.rescue()
 
     def tick(self) -> None:
-        """Record what has come back, then start what is due."""
-        self._last_tick = monotonic()
+        """Hand over what has come back, then start what is due."""
         self._collect()
-        if not self._record():
-            return  # Polling waits for the database: what is not recorded must not grow without bound.
         self._discover()
-        if not self._stopping.is_set():
-            for target in self._cadence.take_due(monotonic()):
-                self._looks[self._pool.submit(self._work.look, target)] = target
+        self._start_looks()
+        self._watch_freshness()
+        self._last_tick = monotonic()
+        if self._makes_progress():
+            self._work.progress()
+
+    def state(self) -> DaemonState:
+        """Return what the daemon knows of itself now."""
+        return DaemonState(
+            alive=monotonic() - self._last_tick < _DEAD_AFTER,
+            leading=self._leading,
+            database=self._loader.trouble,
+            spool_files=self._spool.files,
+            spool_bytes=self._spool.bytes,
+            spool_full=self._loader.blocked,
+            schedule_lag=self._cadence.lag(monotonic()) if self._polls else 0.0,
+            missed_ticks=self._missed_ticks,
+            targets=self._sightings.states(self._cadence.targets),
+        )
+
+    # Looks
+
+    @property
+    def _polls(self) -> bool:
+        """Whether looks may start: this process leads, or nobody can say who does; and there is room."""
+        return self._leading is not False and not self._stopping.is_set() and not self._loader.blocked
+
+    def _start_looks(self) -> None:
+        self._runners = {runner for runner in self._runners if not runner.done()}
+        while len(self._runners) < self._concurrency and (target := self._next_target()):
+            self._runners.add(self._pool.submit(self._run_looks, target))
+
+    def _next_target(self) -> Target | None:
+        return self._cadence.take(monotonic()) if self._polls else None
+
+    def _run_looks(self, first: Target) -> None:
+        """Look at one due target after the other until none is left."""
+        target: Target | None = first
+        while target is not None:
+            began = monotonic()
+            result: Result = None
+            try:
+                result = self._work.look(target)
+            except Exception as error:  # noqa: BLE001 - the target must not be lost, whatever went wrong
+                log.error("look put off", account=target.account_id, region=target.region, error=str(error))
+            ended = monotonic()
+            self._cadence.done(target, result, ended)
+            if not (isinstance(result, Failure) and result.code == "Cancelled"):
+                self._note(target, result, ended - began)
+            target = self._next_target()
+
+    def _note(self, target: Target, result: Result, seconds: float) -> None:
+        self._observer.looked(target, result, seconds)
+        if result is None:
+            return
+        self._results.put(result)
+        before = self._sightings.saw(target, result)
+        where = {"account": target.account_id, "region": target.region}
+        if isinstance(result, Scan):
+            if before.failing:
+                log.info("target answers again", **where, failures=before.failures)
+        elif before.failing is None or before.failing.code != result.code:
+            log.warning("look failed", **where, code=result.code, cause=result.message)
+
+    def _collect(self) -> None:
+        looks: list[Scan | Failure] = []
+        while True:
+            try:
+                looks.append(self._results.get_nowait())
+            except Empty:
+                break
+        if looks:
+            self._loader.put(looks)
+
+    # Who leads
+
+    def _keep_asking_who_leads(self) -> None:
+        """Ask every second: a standby begins within seconds of the leader's end, a loser stops at once."""
+        while not self._stopping.wait(self._tick_interval.total_seconds()):
+            try:
+                leading = self._work.lead()
+            except CollectorError:
+                continue  # nobody can say: whoever led goes on into the spool, whoever stood by stands by
+            if leading != self._leading:
+                log.info("leading: this process polls" if leading else "standing by: another process polls")
+            self._leading = leading
+
+    # What there is to look at
+
+    def _first_discovery(self) -> None:
+        """Ask at once; a fault of the configuration or of the credentials ends the daemon at its start."""
+        try:
+            self._follow(self._work.discover())
+        except CollectorError as error:
+            if error.exit_code != 1 or getattr(error, "code", None) == "NoCredentials":
+                raise
+            self._put_off_discovery(error)
 
     def _discover(self) -> None:
         """Ask for the targets when it is time, beside the looks, and follow the answer when it has come."""
         if self._discovery is None and monotonic() >= self._next_discovery:
-            self._next_discovery = monotonic() + DISCOVERY_INTERVAL.total_seconds()
-            self._discovery = self._pool.submit(lambda: list(self._work.discover()))
+            self._discovery = self._discoverer.submit(self._work.discover)
         if self._discovery is None or not self._discovery.done():
             return
         discovery, self._discovery = self._discovery, None
         try:
-            self._set_targets(discovery.result())
+            self._follow(discovery.result())
         except CollectorError as error:
-            self._next_discovery = min(self._next_discovery, monotonic() + DISCOVERY_RETRY.total_seconds())
-            log.warning("targets are kept as they are: discovery failed", error=str(error))
+            self._put_off_discovery(error)
 
-    def _set_targets(self, targets: list[Target]) -> None:
+    def _follow(self, discovered: Discovered) -> None:
+        targets, failures = discovered
+        before = self._cadence.targets
         self._cadence.set_targets(targets)
-        log.info("polling", targets=len(targets))
-
-    def _collect(self) -> None:
-        put_off: list[Exception] = []
-        for future in [future for future in self._looks if future.done()]:
-            target = self._looks.pop(future)
-            try:
-                result = future.result()
-            except Exception as error:  # noqa: BLE001 - no lease without the database, say; the target must not be lost
-                put_off.append(error)
-                result = None
-            self._cadence.done(target, result)
-            if isinstance(result, Failure) and result.code == "Cancelled":
-                continue
-            if result is not None:
-                self._unrecorded.append(result)
-                self._log_failure(target, result)
-        if put_off:
-            self._log_trouble("looks are put off", put_off[0])
-            self._repair()
-
-    def _record(self) -> bool:
-        """Store what is not stored yet; say whether nothing is left."""
-        if not self._unrecorded:
-            return True
-        try:
-            tally = self._work.record(self._unrecorded)
-        except CollectorError as error:
-            self._log_trouble("looks are not recorded yet, polling waits", error)
-            self._repair()
-            return False
-        self._unrecorded = []
-        if self._trouble:
-            self._trouble = ""
-            log.info("looks are recorded again")
-        for refusal in tally.refused:
-            log.error("scan refused", reason=refusal)
-        if tally.inserted or tally.closed:
-            log.info(
-                "history changed",
-                scans=tally.scans,
-                new_tasks=tally.new_tasks,
-                inserted=tally.inserted,
-                closed=tally.closed,
-                expired=tally.expired,
-                vanished=tally.vanished,
+        pause = DISCOVERY_RETRY if failures else DISCOVERY_INTERVAL
+        self._next_discovery = monotonic() + pause.total_seconds()
+        self._loader.put(failures)
+        for failure in failures:
+            log.warning(
+                "targets of an account are kept as they are: discovery failed",
+                account=failure.account_id,
+                code=failure.code,
+                cause=failure.message,
             )
-        return True
+        if self._cadence.targets != before:
+            log.info("targets", targets=len(targets), accounts=len({target.account_id for target in targets}))
 
-    def _repair(self) -> None:
-        try:
-            self._work.repair()
-        except CollectorError as error:
-            self._log_trouble("the embedded database cannot be repaired", error)
+    def _put_off_discovery(self, error: CollectorError) -> None:
+        """Keep the targets; without any there is nothing else to do than to ask again soon."""
+        pause = DISCOVERY_RETRY.total_seconds() if self._cadence.targets else 10.0
+        self._next_discovery = monotonic() + pause
+        log.warning("targets are kept as they are: discovery failed", error=str(error))
 
-    def _log_trouble(self, event: str, error: Exception) -> None:
-        """Log trouble with the database when it begins and when its kind changes, not at every tick."""
-        if self._trouble != event:
-            self._trouble = event
-            log.error(event, error=str(error))
+    # How it goes
 
-    def _log_failure(self, target: Target, result: Scan | Failure) -> None:
-        """Log a failure when it begins, when its kind changes, and when it is over."""
-        where = {"account": target.account_id, "region": target.region}
-        if isinstance(result, Scan):
-            if self._failing.pop(target, None):
-                log.info("target answers again", **where)
-        elif self._failing.get(target) != result.code:
-            self._failing[target] = result.code
-            log.warning("look failed", **where, code=result.code, cause=result.message)
+    def _tick_missed(self, _event: Any) -> None:
+        self._missed_ticks += 1
+
+    def _makes_progress(self) -> bool:
+        """Whether the work goes on, and not just the clock: for whoever restarts a daemon that hangs."""
+        lag = self._cadence.lag(monotonic()) if self._polls else 0.0
+        return self._loader.busy_for < _STUCK_AFTER and lag < _STUCK_AFTER
+
+    def _watch_freshness(self) -> None:
+        """Shout, once a day, about targets of which tasks may soon be lost for ever."""
+        now = monotonic()
+        if now < self._next_freshness or self._leading is False:
+            return
+        self._next_freshness = now + _CHECK_FRESHNESS
+        for state in self._sightings.states(self._cadence.targets):
+            if not state.nearly_forgotten(self._work.now()):
+                self._warned.pop(state.target, None)
+            elif now - self._warned.get(state.target, -_WARN_AGAIN) >= _WARN_AGAIN:
+                self._warned[state.target] = now
+                log.error(
+                    "no good look for days: EC2 forgets a task seven days after its end",
+                    account=state.target.account_id,
+                    region=state.target.region,
+                    last_good_at=str(state.last_good_at),
+                    cause=state.failing and state.failing.message,
+                )
 
     def _end(self) -> None:
-        """Let looks in flight finish for a moment, cut the rest short, and record what came of them."""
-        wait(self._looks, timeout=_GRACE)
+        """Let looks in flight finish for a moment, cut the rest short, and store what came of them."""
+        wait(self._runners, timeout=_GRACE)
         self._work.cancel()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        wait(self._looks)
-        self._looks = {future: target for future, target in self._looks.items() if not future.cancelled()}
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._discoverer.shutdown(wait=False, cancel_futures=True)
+        wait(self._runners, timeout=_CANCELLING)
         self._collect()
-        if not self._record():
-            log.error("stopped with looks not recorded", looks=len(self._unrecorded))
+        self._loader.close(_STORING)

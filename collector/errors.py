@@ -30,9 +30,17 @@ class WarehouseError(CollectorError):
     """The database is unreachable, too old, read-only, or behind in migrations."""
 
 
+class WarehouseAwayError(WarehouseError):
+    """The database cannot be reached or cannot work just now; the same may well succeed later."""
+
+
 class ScanRefusedError(CollectorError):
     """A scan contradicts one that is already stored; nothing of it was stored."""
 
 
 class EmbeddedPostgresError(CollectorError):
     """The embedded server cannot be installed, started or reached; the text says what to do."""
+
+
+class SpoolError(CollectorError):
+    """The disk refuses what waits for the database; the text names the folder and the cause."""

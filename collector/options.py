@@ -41,7 +41,11 @@ class Common:
 
         if self.region:
             flags["regions"] = list(self.region)
-        return load(flags, file=self.config, known_regions=known_regions)
+        settings = load(flags, file=self.config, known_regions=known_regions)
+        if self.region:  # above the Regions of single accounts, too
+            accounts = [account.model_copy(update={"regions": []}) for account in settings.accounts]
+            settings = settings.model_copy(update={"accounts": accounts})
+        return settings
 
     def start_logging(self) -> None:
         """Send log lines to standard error in the wanted format."""

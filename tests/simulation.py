@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Engine, text
 
-from collector.commands.composition import Polling, polling_of, warehouse_of
+from collector.commands.composition import warehouse_of
+from collector.commands.wiring import Polling, polling_of
 from collector.config import Settings, load
 from collector.simulator import Fleet, SimulatedClock, Simulator
+from collector.warehouse import history
 from collector.warehouse.access import Warehouse
 
 ACCOUNT = "111122223333"
@@ -75,7 +77,14 @@ def polled(configuration: Settings, *, patience: float = 0) -> Iterator[tuple[Wa
     """Put together what the commands put together."""
     with (
         warehouse_of(configuration) as warehouse,
-        polling_of(configuration, warehouse, accounts=(), patience=timedelta(seconds=patience)) as polling,
+        polling_of(
+            configuration,
+            warehouse,
+            accounts=(),
+            patience=timedelta(seconds=patience),
+            missing=lambda scan: history.missing_from(warehouse.engine, scan),
+            known=list,
+        ) as polling,
     ):
         yield warehouse, polling
 

@@ -21,14 +21,28 @@ MAY_IMPORT = {
     "collector.domain": NOUNS,
     "collector.errors": NOUNS,
     "collector.outcomes": NOUNS,
+    "collector.state": NOUNS,
     "collector.clock": set[str](),
-    "collector.config": NOUNS,
+    "collector.notify": set[str](),
+    "collector.config": NOUNS | {REDACTION},
     "collector.polling": NOUNS,
-    "collector.daemon": NOUNS | {"collector.polling"},
+    "collector.sightings": NOUNS | {"collector.state"},
+    "collector.look_files": NOUNS,
+    "collector.spool": NOUNS | {"collector.look_files"},
+    "collector.loader": NOUNS | {"collector.spool"},
+    "collector.daemon": NOUNS
+    | {
+        "collector.loader",
+        "collector.polling",
+        "collector.sightings",
+        "collector.spool",
+        "collector.state",
+    },
     "collector.redaction": set[str](),
     "collector.logs": {REDACTION},
     "collector.aws": NOUNS | {"collector", "collector.aws", REDACTION},
-    "collector.warehouse": NOUNS | {"collector", "collector.warehouse"},
+    "collector.warehouse": NOUNS | {"collector", "collector.warehouse", REDACTION},
+    "collector.web": NOUNS | {"collector", "collector.state", "collector.web"},
     "collector.simulator": {"collector.simulator"},
 }
 """Layer, and what it may import of ours; a package means all that is in it, but ``collector`` only itself."""
@@ -50,6 +64,11 @@ ONLY_IN = {
     # `collector psql` takes libpq's connection string apart; it never connects.
     "psycopg": {"collector.warehouse", "collector.commands.psql"},
     "apscheduler": {"collector.daemon"},
+    "starlette": {"collector.web"},
+    "uvicorn": {"collector.web"},
+    "jinja2": {"collector.web"},
+    "markupsafe": {"collector.web"},
+    "prometheus_client": {"collector.web"},
     "typer": {"collector.cli", "collector.options", "collector.commands"},
 }
 

@@ -277,6 +277,17 @@ def test_standard_input_complete_and_json(shell: Shell, database_url: str) -> No
     )
 
 
+def test_json_of_files_that_cannot_be_read(shell: Shell, database_url: str) -> None:
+    """Whoever reads JSON learns from it what was wrong, and that nothing was stored."""
+    place = [*PLACE, "--account", PLACE[1]]  # saying the same twice is saying it
+    ended = shell("backfill", shell.write("odd.json", "[1"), *place, "--json")
+
+    summary = json.loads(ended.out)
+    assert (ended.code, summary["scans"]) == (1, 0)
+    assert summary["error"].startswith("odd.json: not JSON: line 1")
+    assert row_counts(database_url) == NOTHING
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's")
 def test_process_substitution(shell: Shell, database_url: str) -> None:
     """A pipe with a name, as of ``<(aws …)``, is as good as a file."""
@@ -340,6 +351,8 @@ def test_no_credentials(shell: Shell, database_url: str) -> None:
     ended = shell("backfill")
 
     assert (ended.code, ended.out) == (1, "")
+    summary = json.loads(shell("backfill", "--json").out)
+    assert "no AWS credentials were found" in summary["error"]
     assert "no AWS credentials were found; configure them as for the AWS CLI" in ended.err
     assert row_counts(database_url) == NOTHING
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from collector.aws.clients import AwsUnavailableError
-from collector.commands.composition import Polling
+from collector.commands.wiring import Polling
 from collector.domain import Failure, Scan
 from collector.outcomes import Tally
 from collector.polling import look_at_all
@@ -155,7 +154,7 @@ def look_once(warehouse: Warehouse, polling: Polling) -> Tally:
 
 
 def _looks(polling: Polling) -> list[tuple[str, Scan | Failure]]:
-    looks = look_at_all(polling.targets(), polling.look, concurrency=64)
+    looks = look_at_all(polling.discover()[0], polling.look, concurrency=64)
     return [(target.region, result) for target, result in looks if result is not None]
 
 
@@ -332,18 +331,63 @@ def test_other_regions_of_the_poll_are_none_the_worse(story: Story, region: str)
 def test_an_account_that_does_not_name_its_regions(
     story: Story, simulator: Simulator, parts: tuple[Warehouse, Polling], fault: Fault
 ) -> None:
-    """The poll fails as a whole with an outage of the account; nothing closes, and a good look ends it."""
+    """There is an outage of the account with AWS's code; nothing closes, and a good look ends it."""
     warehouse, polling = parts
     versions = "SELECT * FROM vm_import.task_versions ORDER BY task_id, valid_from"
     outages = "SELECT account_id, failures, recovered_at FROM vm_import.outages WHERE region IS NULL"
     before = rows(warehouse.engine, versions)
     assert story
-    with simulator.faults.add(fault, action="DescribeRegions"), pytest.raises(AwsUnavailableError):
-        polling.targets()
+    with simulator.faults.add(fault, action="DescribeRegions"):
+        _, failures = polling.discover()
+    record(warehouse.engine, failures)
     assert rows(warehouse.engine, versions) == before
     assert rows(warehouse.engine, f"{outages} AND recovered_at IS NULL") == [(ACCOUNT, 1, None)]
     look_once(warehouse, polling)
     assert rows(warehouse.engine, f"{outages} AND recovered_at IS NULL") == []
+
+
+@cases("fault", [EmptyListing(), MissingTask(fraction=0.5)], ids=repr)
+@cases("lookups_fail", [False, True], ids=["looked up", "not to be looked up"])
+def test_a_short_listing_expires_no_task_that_was_first_seen_finished(
+    database_url: str, fault: Fault, lookups_fail: bool
+) -> None:
+    """When it ended nobody knows, so only a look-up can tell that it is gone."""
+    with simulated(REGION) as simulator, polled(settings(database_url)) as (warehouse, polling):
+        for number in range(28):
+            simulator.fleet.put(ACCOUNT, REGION, wire(str(number), Status="completed"))
+        before = poll(warehouse, polling).versions[REGION]
+        simulator.faults.add(fault, only_listing=True)
+        if lookups_fail:
+            simulator.faults.add(Denied(), only_lookups=True)
+        during = poll(warehouse, polling)
+    look = during.looks[REGION]
+    assert isinstance(look, Scan)
+    assert (look.complete, len(before)) == (not lookups_fail, 28)
+    assert during.versions[REGION] == before
+
+
+def test_look_ups_that_do_not_fit_one_look_go_on_in_the_next(database_url: str) -> None:
+    """What EC2 has said to be gone is not asked again, so that the doubt is settled some time."""
+    with (
+        simulated(REGION) as simulator,
+        polled(settings(database_url, target_deadline=timedelta(seconds=1))) as (warehouse, polling),
+    ):
+        for number in range(28):
+            simulator.fleet.put(ACCOUNT, REGION, wire(str(number), Status="completed"))
+        poll(warehouse, polling)
+        for number in range(28):
+            simulator.fleet.remove(ACCOUNT, REGION, f"import-ami-{number}")
+        simulator.latency = 0.08
+        before = simulator.count(action="DescribeImportImageTasks")
+        looks = 0
+        complete = False
+        while not complete:
+            looks += 1
+            look = poll(warehouse, polling).looks[REGION]
+            complete = isinstance(look, Scan) and look.complete
+        asked = simulator.count(action="DescribeImportImageTasks") - before
+    assert looks > 1
+    assert asked <= 28 + 2 * looks  # a listing each, and the look-up that the deadline cut short
 
 
 def backfill(url: str) -> subprocess.CompletedProcess[str]:

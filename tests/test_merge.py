@@ -19,7 +19,7 @@ from collector.errors import MalformedTaskError
 from collector.outcomes import Effect, Outcome
 from collector.warehouse import history
 from collector.warehouse.engine import connect_to_url, make_engine
-from collector.warehouse.history import may_not_be_missing
+from collector.warehouse.history import missing_from
 from tests.factories import TARGET, at, content, numbered, scan, store, stored, task
 
 Written = dict[str, tuple[int, int, int]]
@@ -339,13 +339,21 @@ def test_more_than_500_targets_take_several_transactions(engine: Engine) -> None
 _WEEK = FORGOTTEN_AFTER / timedelta(minutes=1)
 
 
-def _missing(engine: Engine, minutes: float) -> set[str]:
-    return may_not_be_missing(engine, TARGET, at(minutes))
+def _missing(engine: Engine, minutes: float, *tasks: ImportTask) -> set[str]:
+    """Return what makes a listing of these tasks doubtful."""
+    return missing_from(engine, scan(minutes, *tasks))
 
 
 def test_nothing_is_expected_of_an_unknown_target(engine: Engine) -> None:
     """There is no history to contradict."""
     assert _missing(engine, 1) == set()
+
+
+def test_what_is_there_is_not_missing(engine: Engine) -> None:
+    """Whether it is unchanged or not."""
+    store(engine, scan(1, task("a"), task("b")))
+    assert _missing(engine, 2, task("a"), task("b")) == set()
+    assert _missing(engine, 2, task("a", Progress="7")) == {"import-ami-b"}
 
 
 @pytest.mark.parametrize("members", [{}, {"Status": "deleting"}, {"Status": None}, {"Status": "odd"}])
@@ -357,29 +365,25 @@ def test_an_unfinished_task_may_not_be_missing(engine: Engine, members: dict[str
 
 def test_a_task_that_is_gone_already_is_not_expected(engine: Engine) -> None:
     """A complete scan has said so."""
-    store(engine, scan(1, task("a")), scan(2))
-    assert _missing(engine, 3) == set()
+    store(engine, scan(1, task("a")), scan(2), scan(3, task("b")))
+    assert _missing(engine, 4, task("b", Progress="7")) == set()
 
 
 @pytest.mark.parametrize("status", ["completed", "deleted"])
+@pytest.mark.parametrize("before", [[], [scan(1, task("a"))]], ids=["first seen finished", "seen unfinished"])
 @pytest.mark.parametrize(("later", "expected"), [(-0.1, {"import-ami-a"}), (0, set()), (1, set())])
-def test_a_finished_task_is_expected_for_a_week_after_it_was_unfinished(
-    engine: Engine, status: str, later: float, expected: set[str]
+def test_a_finished_task_is_expected_for_a_week_after_it_was_last_seen(
+    engine: Engine, status: str, before: list[Scan], later: float, expected: set[str]
 ) -> None:
-    """It ended after minute 2, when it was last seen unfinished."""
-    store(engine, scan(1, task("a")), scan(2, task("a")), scan(9, task("a", Status=status)))
-    assert _missing(engine, 2 + _WEEK + later) == expected
+    """Then it has certainly left the list by itself; until then only a look-up can tell."""
+    finished = task("a", Status=status)
+    store(engine, *before, scan(2, finished), scan(9, finished))
+    assert _missing(engine, 9 + _WEEK + later) == expected
 
 
-def test_a_partial_look_at_the_unfinished_task_prolongs_the_week(engine: Engine) -> None:
+def test_a_partial_look_at_a_finished_task_prolongs_the_week(engine: Engine) -> None:
     """One that did not cover the task does not."""
-    store(engine, scan(1, task("a")), scan(2, task("a"), complete=False))
-    store(engine, scan(3, task("b"), complete=False), scan(9, task("a", Status="completed"), task("b")))
-    assert _missing(engine, 1.9 + _WEEK) == {"import-ami-a", "import-ami-b"}
-    assert _missing(engine, 2 + _WEEK) == {"import-ami-b"}
-
-
-def test_a_task_never_seen_unfinished_may_be_missing_at_any_time(engine: Engine) -> None:
-    """It may have ended just under a week before it was first seen."""
-    store(engine, scan(1, task("a", Status="completed")))
-    assert _missing(engine, 2) == set()
+    finished = task("a", Status="completed")
+    store(engine, scan(1, finished), scan(2, finished, complete=False), scan(3, complete=False))
+    assert _missing(engine, 1.9 + _WEEK) == {"import-ami-a"}
+    assert _missing(engine, 2 + _WEEK) == set()

@@ -72,6 +72,28 @@ def test_a_late_failure_counts_but_does_not_become_the_last(engine: Engine) -> N
     assert outages(engine) == [outage([2, 5])]
 
 
+def test_a_failure_that_comes_twice_counts_once(engine: Engine) -> None:
+    """As when a process ended between storing it and forgetting it; also after the recovery."""
+    record(engine, [failed(1), failed(2)])
+    record(engine, [failed(1), failed(2), scan(3)])
+    record(engine, [failed(1), failed(2)])
+    assert outages(engine) == [outage([1, 2], recovered=3)]
+
+
+def test_what_waited_on_disk_tells_the_same_after_what_is_new(engine: Engine) -> None:
+    """New looks are stored at once when the database is back, and older ones after them."""
+    record(engine, [failed(1)])
+    record(engine, [scan(9)])
+    record_one_by_one(engine, failed(2), scan(4), failed(5), failed(6))
+    assert outages(engine) == [outage([1, 2], recovered=4), outage([5, 6], recovered=9)]
+
+
+def test_a_late_failure_with_a_good_look_after_it_is_a_series_of_its_own(engine: Engine) -> None:
+    """It does not prolong the later one backwards over the good look."""
+    record_one_by_one(engine, scan(3), failed(5), failed(1))
+    assert outages(engine) == [outage([1], recovered=3), outage([5])]
+
+
 def test_a_good_look_ends_the_series_and_the_next_failure_begins_another(engine: Engine) -> None:
     """Unbroken means that no good look came between."""
     record_one_by_one(engine, failed(1), scan(2, task("a")), scan(3, task("a")), failed(4))

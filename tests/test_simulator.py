@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, closing
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -24,6 +24,7 @@ from botocore.exceptions import ClientError, ConnectionClosedError, PaginationEr
 from botocore.parsers import ResponseParserError
 
 from collector.simulator import Faults, Fleet, SimulatedClock, Simulator
+from collector.simulator.callers import FORGET_EVERY, Callers
 from collector.simulator.faults import (
     Denied,
     Drip,
@@ -44,7 +45,7 @@ from collector.simulator.faults import (
 )
 from collector.simulator.protocol import java_double
 
-ACCOUNT, OTHER_ACCOUNT = "111122223333", "444455556666"
+ACCOUNT, OTHER_ACCOUNT, THIRD_ACCOUNT = "111122223333", "444455556666", "777788889999"
 REGION, OTHER_REGION = "us-east-1", "eu-central-1"
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.json"))
@@ -96,11 +97,12 @@ def connect(session: boto3.Session, simulator: Simulator) -> Connect:
         *,
         region: str = REGION,
         key: str = "AKIA",
+        token: str | None = None,
         read_timeout: float = 5,
         url: str | None = None,
     ) -> AbstractContextManager[Any]:
         config = Config(retries={"total_max_attempts": 1}, max_pool_connections=32, read_timeout=read_timeout)
-        credentials = {"aws_access_key_id": key, "aws_secret_access_key": "-"}
+        credentials = {"aws_access_key_id": key, "aws_secret_access_key": "-", "aws_session_token": token}
         endpoint = url or simulator.url
         return closing(session.client(service, region, endpoint_url=endpoint, config=config, **credentials))
 
@@ -436,11 +438,21 @@ def test_import_image_needs_disks(ec2: Any) -> None:
     assert refusal(ec2.import_image, DiskContainers=[{"Format": "RAW"}]) == ("InvalidParameter", 400)
 
 
-@pytest.mark.parametrize("action", ["describe_import_image_tasks", "describe_regions", "import_image"])
+DRY_RUNS = ["describe_images", "describe_import_image_tasks", "describe_regions", "import_image"]
+
+
+@pytest.mark.parametrize("action", DRY_RUNS)
 def test_dry_run_is_an_error_that_says_so(fleet: Fleet, ec2: Any, action: str) -> None:
     """Nothing happens in a dry run."""
     assert refusal(getattr(ec2, action), DryRun=True) == ("DryRunOperation", 412)
     assert fleet.tasks(ACCOUNT, REGION) == []
+
+
+@pytest.mark.parametrize("action", DRY_RUNS)
+def test_dry_run_tells_who_is_denied(simulator: Simulator, ec2: Any, action: str) -> None:
+    """What would be refused is refused in a dry run too."""
+    simulator.faults.add(Denied(), action=None)
+    assert refusal(getattr(ec2, action), DryRun=True) == ("UnauthorizedOperation", 403)
 
 
 def test_cancellation(fleet: Fleet, ec2: Any) -> None:
@@ -521,19 +533,205 @@ def test_images_come_in_pages(fleet: Fleet, ec2: Any) -> None:
     assert [image for page in pages for image in page["Images"]][1:] == placed
 
 
-def test_callers(connect: Connect, fleet: Fleet) -> None:
-    """The access key names the account; a role's credentials lead to the role's account."""
-    put(fleet, 1, "777788889999")
+def test_callers(connect: Connect) -> None:
+    """The access key names the account."""
     with connect("sts", key="AKIAOTHER") as sts:
         assert sts.get_caller_identity()["Account"] == OTHER_ACCOUNT
         assert refusal(sts.get_session_token) == ("InvalidAction", 400)
-        role = sts.assume_role(
-            RoleArn="arn:aws:iam::777788889999:role/collector", RoleSessionName="collector"
-        )
-    assert role["Credentials"]["Expiration"] > datetime.now(UTC)
-    assert role["AssumedRoleUser"]["Arn"] == "arn:aws:sts::777788889999:assumed-role/collector/collector"
-    with connect(key=role["Credentials"]["AccessKeyId"]) as ec2:
-        assert len(listed(ec2)) == 1
+
+
+# Roles
+
+
+@pytest.fixture
+def sts(connect: Connect) -> Iterator[Any]:
+    """STS, asked by the first account."""
+    with connect("sts") as client:
+        yield client
+
+
+def role_of(account: str) -> dict[str, str]:
+    """The parameters that assume an account's role."""
+    return {"RoleArn": f"arn:aws:iam::{account}:role/ops/collector", "RoleSessionName": "collector"}
+
+
+def assume(sts: Any, account: str, **parameters: Any) -> dict[str, Any]:
+    """Assume an account's role; get its credentials."""
+    return dict(sts.assume_role(**role_of(account), **parameters)["Credentials"])
+
+
+def signed(credentials: dict[str, Any]) -> dict[str, str]:
+    """What ``connect`` needs to sign with a role's credentials."""
+    return {"key": credentials["AccessKeyId"], "token": credentials["SessionToken"]}
+
+
+def test_assumed_roles_see_their_accounts(
+    connect: Connect, fleet: Fleet, simulator: Simulator, sts: Any
+) -> None:
+    """Each of three accounts is shown its own tasks, and its requests are counted as its own."""
+    accounts = [ACCOUNT, OTHER_ACCOUNT, THIRD_ACCOUNT]
+    expected = {account: put(fleet, number, account) for number, account in enumerate(accounts, start=1)}
+    seen = {}
+    for account in accounts:
+        with connect(**signed(assume(sts, account))) as ec2:
+            seen[account] = ids(listed(ec2))
+    assert seen == expected
+    for action in ("AssumeRole", "DescribeImportImageTasks"):
+        assert [simulator.count(action=action, account=account) for account in accounts] == [1, 1, 1]
+
+
+def test_answer_to_assume_role(sts: Any) -> None:
+    """It lasts as long as asked for; the ARN of the session has no path, as in AWS."""
+    now = datetime.now(UTC)
+    answer = sts.assume_role(**role_of(OTHER_ACCOUNT), DurationSeconds=900)
+    assert (
+        answer["AssumedRoleUser"]["Arn"] == f"arn:aws:sts::{OTHER_ACCOUNT}:assumed-role/collector/collector"
+    )
+    lasts = answer["Credentials"]["Expiration"] - now
+    assert timedelta(seconds=899) < lasts < timedelta(seconds=930)
+
+
+def test_nonsense_roles_are_refused(sts: Any) -> None:
+    """An ARN that is none, and a duration that AWS does not allow."""
+    nonsense = {"RoleArn": "arn:aws:iam::1:role/collector", "RoleSessionName": "collector"}
+    assert refusal(sts.assume_role, **nonsense) == ("ValidationError", 400)
+    assert refusal(sts.assume_role, **role_of(ACCOUNT), DurationSeconds=50_000) == ("ValidationError", 400)
+
+
+def test_faults_of_assume_role_go_by_the_account_of_the_role(simulator: Simulator, sts: Any) -> None:
+    """Who may not assume one account's role may assume another's."""
+    rule = simulator.faults.add(Denied("AccessDenied"), action="AssumeRole", account=OTHER_ACCOUNT)
+    assert refusal(sts.assume_role, **role_of(OTHER_ACCOUNT)) == ("AccessDenied", 403)
+    assert assume(sts, THIRD_ACCOUNT)
+    assert rule.hits == 1
+
+
+def test_external_id(simulator: Simulator, sts: Any) -> None:
+    """An account that wants an external id refuses whoever does not know it, and only that account does."""
+    simulator.external_ids[OTHER_ACCOUNT] = "wave-7"
+    call, role = sts.assume_role, role_of(OTHER_ACCOUNT)
+    assert refusal(call, **role) == ("AccessDenied", 403)
+    assert refusal(call, **role, ExternalId="wave-8") == ("AccessDenied", 403)
+    assert assume(sts, OTHER_ACCOUNT, ExternalId="wave-7")
+    assert assume(sts, THIRD_ACCOUNT)
+
+
+def test_role_credentials_expire_one_by_one(connect: Connect, simulator: Simulator, sts: Any) -> None:
+    """Past their expiration all services refuse them, each in its way; younger ones are good."""
+    simulator.role_lifetime = timedelta(seconds=0.3)
+    old = assume(sts, OTHER_ACCOUNT)
+    assert old["Expiration"] < datetime.now(UTC) + timedelta(seconds=0.3)
+    simulator.role_lifetime = None
+    young = assume(sts, OTHER_ACCOUNT)
+    while datetime.now(UTC) <= old["Expiration"] + timedelta(milliseconds=1):
+        sleep(0.02)
+    with connect(**signed(old)) as ec2, connect("sts", **signed(old)) as own_sts:
+        assert refusal(ec2.describe_import_image_tasks) == ("ExpiredToken", 400)
+        simulator.expired_code = "RequestExpired"
+        assert refusal(ec2.describe_import_image_tasks) == ("RequestExpired", 400)
+        assert refusal(own_sts.get_caller_identity) == ("ExpiredToken", 400)
+    with connect("organizations", **signed(old)) as organizations:
+        assert refusal(organizations.list_accounts) == ("ExpiredTokenException", 400)
+    with connect(**signed(young)) as ec2:
+        assert listed(ec2) == []
+    assert simulator.count(action="DescribeImportImageTasks", account=OTHER_ACCOUNT) == 3
+
+
+def test_revoked_role_credentials(connect: Connect, simulator: Simulator, sts: Any) -> None:
+    """All of one account end; those of other accounts, and new ones, are good."""
+    revoked = [assume(sts, OTHER_ACCOUNT), assume(sts, OTHER_ACCOUNT)]
+    other = assume(sts, THIRD_ACCOUNT)
+    simulator.revoke(OTHER_ACCOUNT)
+    for credentials in revoked:
+        with connect(**signed(credentials)) as ec2:
+            assert refusal(ec2.describe_regions) == ("ExpiredToken", 400)
+    for credentials in (other, assume(sts, OTHER_ACCOUNT)):
+        with connect(**signed(credentials)) as ec2:
+            assert listed(ec2) == []
+
+
+def test_forgotten_keys_of_roles_stay_expired() -> None:
+    """They are not kept for ever, and do not become another account's."""
+    callers = Callers({}, ACCOUNT)
+    first, _ = callers.give(OTHER_ACCOUNT, timedelta(0))
+    last, _ = callers.give(OTHER_ACCOUNT, timedelta(hours=1))
+    keys = {callers.give(OTHER_ACCOUNT, timedelta(0))[0] for _ in range(3 * FORGET_EVERY)}
+    assert len(keys) == 3 * FORGET_EVERY
+    assert callers.remembered <= FORGET_EVERY + 1
+    assert [callers.expired(key) for key in (first, last, "AKIAUNKNOWN")] == [True, False, False]
+    assert [callers.account_of(key) for key in (first, "AKIAUNKNOWN")] == [OTHER_ACCOUNT, ACCOUNT]
+
+
+# Organizations
+
+
+@pytest.fixture
+def organizations(connect: Connect) -> Iterator[Any]:
+    """Organizations, asked by the first account."""
+    with connect("organizations") as client:
+        yield client
+
+
+def test_accounts_of_an_organization(simulator: Simulator, organizations: Any) -> None:
+    """All of them are shown, also those that cannot be used."""
+    states = {ACCOUNT: "ACTIVE", OTHER_ACCOUNT: "SUSPENDED", THIRD_ACCOUNT: "PENDING_CLOSURE"}
+    simulator.organization = states
+    accounts = organizations.list_accounts()["Accounts"]
+    assert {one["Id"]: one["State"] for one in accounts} == states
+    assert [one["Status"] for one in accounts] == list(states.values())
+    assert accounts[1]["Arn"] == f"arn:aws:organizations::{ACCOUNT}:account/o-simulated0/{OTHER_ACCOUNT}"
+    assert len({one["Name"] for one in accounts} | {one["Email"] for one in accounts}) == 6
+
+
+def test_account_joins_and_leaves(simulator: Simulator, organizations: Any) -> None:
+    """The organization may change at any time."""
+    simulator.organization = {ACCOUNT: "ACTIVE"}
+    simulator.organization[OTHER_ACCOUNT] = "ACTIVE"
+    del simulator.organization[ACCOUNT]
+    assert [one["Id"] for one in organizations.list_accounts()["Accounts"]] == [OTHER_ACCOUNT]
+
+
+def test_accounts_come_in_pages(simulator: Simulator, organizations: Any) -> None:
+    """Of twenty unasked, as in AWS, or of fewer."""
+    accounts = [f"{number:012}" for number in range(45)]
+    simulator.organization = dict.fromkeys(accounts, "ACTIVE")
+
+    def pages(**parameters: Any) -> list[list[str]]:
+        pages = organizations.get_paginator("list_accounts").paginate(**parameters)
+        return [[one["Id"] for one in page["Accounts"]] for page in pages]
+
+    assert [len(page) for page in pages()] == [20, 20, 5]
+    assert [len(page) for page in pages(PaginationConfig={"PageSize": 15})] == [15, 15, 15]
+    simulator.page_size = 7
+    assert [len(page) for page in pages()] == [7] * 6 + [3]
+    assert [account for page in pages() for account in page] == accounts
+
+
+def test_refusals_of_organizations(simulator: Simulator, organizations: Any) -> None:
+    """Errors come as JSON, in the form and with the names that boto3 knows."""
+    call = organizations.list_accounts
+    assert refusal(call) == ("AWSOrganizationsNotInUseException", 400)
+    simulator.organization = {ACCOUNT: "ACTIVE"}
+    assert refusal(call, NextToken="nonsense") == ("InvalidInputException", 400)
+    assert refusal(call, MaxResults=20 + 1) == ("InvalidInputException", 400)
+    assert refusal(organizations.describe_organization) == ("UnknownOperationException", 400)
+    simulator.faults.add(Denied("AccessDeniedException"), action="ListAccounts", account=ACCOUNT)
+    with pytest.raises(organizations.exceptions.AccessDeniedException, match="don't have permissions"):
+        call()
+
+
+def test_environment_leads_every_service_here(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One variable is enough for EC2, STS and Organizations."""
+    for name, value in simulator.environment.items():
+        monkeypatch.setenv(name, value)
+    simulator.organization = {ACCOUNT: "ACTIVE"}
+    session = boto3.Session()
+    with closing(session.client("organizations")) as client:
+        assert client.list_accounts()["Accounts"][0]["Id"] == ACCOUNT
+    with closing(session.client("sts")) as client:
+        assert client.get_caller_identity()["Account"] == ACCOUNT
+    with closing(session.client("ec2")) as client:
+        assert listed(client) == []
 
 
 def test_unknown_actions(ec2: Any) -> None:
@@ -571,6 +769,15 @@ def test_answer_on_the_wire(fleet: Fleet, simulator: Simulator) -> None:
     assert abs(parsedate_to_datetime(headers["Date"]) - datetime.now(UTC)) < timedelta(seconds=10)
 
 
+@pytest.mark.parametrize("skew", [timedelta(minutes=-20), timedelta(0), timedelta(days=400)])
+def test_skewed_date(simulator: Simulator, ec2: Any, skew: timedelta) -> None:
+    """The servers' clock may be wrong, as seen from here."""
+    simulator.date_skew = skew
+    headers = ec2.describe_import_image_tasks()["ResponseMetadata"]["HTTPHeaders"]
+    ahead = parsedate_to_datetime(headers["date"]) - datetime.now(UTC)
+    assert abs(ahead - skew) < timedelta(seconds=10)
+
+
 def test_callers_without_credentials(simulator: Simulator) -> None:
     """An unsigned request is refused in EC2's form of an error."""
     status, body, _ = post(simulator, "Action=DescribeRegions", authorization=None)
@@ -586,6 +793,15 @@ def test_callers_without_credentials(simulator: Simulator) -> None:
 def test_nonsense_is_refused(simulator: Simulator, form: str) -> None:
     """A form that makes no sense is a client's error, not the simulator's end."""
     assert post(simulator, f"Action=DescribeImportImageTasks&{form}")[0] == 400
+
+
+@pytest.mark.parametrize("body", ["{", "[]", ""])
+def test_nonsense_is_refused_as_json(simulator: Simulator, body: str) -> None:
+    """A body that is no object is a client's error, in the form of the service that was asked."""
+    scope = f"AWS4-HMAC-SHA256 Credential=AKIA/20260301/{REGION}/organizations/aws4_request, Signature=0"
+    status, answer, headers = post(simulator, body, scope)
+    assert (status, json.loads(answer)["__type"]) == (400, "SerializationException")
+    assert headers["Content-Type"] == "application/x-amz-json-1.1"
 
 
 # Faults
@@ -786,6 +1002,15 @@ def test_requests_at_once_are_counted(connect: Connect, simulator: Simulator) ->
         assert simulator.peaks[ACCOUNT, REGION] > 4
 
 
+def test_peaks_are_of_ec2_alone(simulator: Simulator, sts: Any) -> None:
+    """Roles assumed beside a listing are no second listing."""
+    simulator.latency = 0.05
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: assume(sts, OTHER_ACCOUNT), range(4)))
+    assert simulator.count(action="AssumeRole", account=OTHER_ACCOUNT) == 4
+    assert simulator.peaks == {}
+
+
 # The clock, the start and the end
 
 
@@ -831,6 +1056,24 @@ def test_many_connections_at_once(simulator: Simulator, fleet: Fleet) -> None:
     with ThreadPoolExecutor(100) as pool:
         statuses = list(pool.map(lambda _: post(simulator, form)[0], range(300)))
     assert set(statuses) == {200}
+
+
+def test_many_accounts_at_once(connect: Connect, fleet: Fleet, simulator: Simulator) -> None:
+    """Sixty-four connections assume roles and list; nobody sees another account's tasks."""
+    accounts = [f"{number:012}" for number in range(64)]
+    for account in accounts:
+        fleet.put(account, REGION, task(int(account)))
+
+    def look(account: str) -> list[str]:
+        key = assume(sts, account)["AccessKeyId"]
+        scope = f"AWS4-HMAC-SHA256 Credential={key}/20260301/{REGION}/ec2/aws4_request, Signature=0"
+        bodies = [post(simulator, "Action=DescribeImportImageTasks", scope)[1] for _ in range(5)]
+        return [found for body in bodies for found in re.findall("<importTaskId>(.*?)<", body)]
+
+    with connect("sts") as sts, ThreadPoolExecutor(64) as pool:
+        seen = list(pool.map(look, accounts))
+    assert seen == [[task(int(account))["ImportTaskId"]] * 5 for account in accounts]
+    assert set(simulator.peaks.values()) == {1}
 
 
 def test_command_line() -> None:

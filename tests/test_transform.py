@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.aws.transform import import_task
+from collector.aws.transform import import_task, wire_task
 from collector.domain import ImportTask, SnapshotDetail, Tag
 from collector.errors import MalformedTaskError
 from collector.redaction import without_credentials
@@ -418,6 +418,82 @@ def test_any_json_is_kept_or_refused_by_name(value: Any) -> None:
     assert str(read.extra).encode()
 
 
+# Back to the wire
+
+
+@pytest.mark.parametrize("path", _SAMPLES, ids=lambda path: path.stem)
+def test_a_sample_comes_back_from_the_wire(path: Path) -> None:
+    """Through the text of a file: what waits on disk has the hashes of what was seen."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for wire in content.get("ImportImageTasks", [content]):
+        read = import_task(wire)
+        assert import_task(json.loads(json.dumps(wire_task(read)))) == read
+
+
+def test_a_task_goes_out_as_the_cli_prints_it() -> None:
+    """With its names, and nothing for what is absent; unknown members under the wire's own names."""
+    disk = {"Url": "s3://b/k", "UserBucket": {"S3Bucket": "b", "S3Key": "k", "newBucket": 1}, "newDisk": 2}
+    wire = {
+        "ImportTaskId": "import-ami-x",
+        "KmsKeyId": "k",
+        "SnapshotDetails": [{"DiskImageSize": 1.5}, disk],
+        "Tags": [{"Key": "a"}, {"Key": "b", "Value": "c"}],
+        "LicenseSpecifications": [{"LicenseConfigurationArn": "arn", "newLicence": True}],
+        "newField": [{"A": None}],
+    }
+    assert wire_task(import_task(wire)) == wire | {"newField": [None]}
+
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=()))
+    | st.sampled_from(["https://u:p@h/d?versionId=1&sig=s#f", "s3://b/k", "\0", "TRUE", "1e3"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def _objects(*names: str, **members: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Generate objects with any of these members, odd ones among them, and others that nobody knows."""
+    scalar = st.none() | st.text(max_size=5) | st.integers() | st.booleans() | st.floats(0, 1e300)
+    odd = st.fixed_dictionaries({}, optional=dict.fromkeys(("Odd", "newUrl", "tags", "\0"), _JSON))
+    known = st.fixed_dictionaries({}, optional=dict.fromkeys(names, scalar) | members)
+    return st.builds(lambda one, other: {**one, **other}, odd, known)
+
+
+_DISKS = _objects(
+    "DeviceName",
+    "Format",
+    "SnapshotId",
+    DiskImageSize=st.floats(-1e300, 1e300) | st.integers() | st.sampled_from(["1.073741824E10", "7"]),
+    Url=_JSON.filter(lambda value: not isinstance(value, dict | list)),
+    UserBucket=st.none() | _objects("S3Bucket", "s3Key"),
+)
+_TASKS = _objects(
+    "Description",
+    "BootMode",
+    "Progress",
+    "StatusMessage",
+    Encrypted=st.sampled_from([True, False, "true", "FALSE", None, ""]),
+    SnapshotDetails=st.lists(st.none() | _DISKS, max_size=3),
+    Tags=st.lists(_objects("Key", "Value"), max_size=3),
+    licenseSpecifications=st.lists(_objects("LicenseConfigurationArn"), max_size=2),
+)
+
+
+@given(wire=_TASKS)
+def test_any_task_comes_back_from_the_wire(wire: dict[str, Any]) -> None:
+    """Whatever odd members it has, at every level."""
+    try:
+        read = import_task({"ImportTaskId": "import-ami-x", **wire})
+    except MalformedTaskError:
+        return
+    assert import_task(json.loads(json.dumps(wire_task(read)))) == read
+
+
 # What is refused
 
 
@@ -428,12 +504,12 @@ def test_any_json_is_kept_or_refused_by_name(value: Any) -> None:
         ([], "an import task must be a JSON object, not a list"),
         ("x", "an import task must be a JSON object, not text"),
         ({}, "an import task must have an ImportTaskId; this one has no members"),
-        ({"ImportTaskId": ""}, "an import task must have an ImportTaskId; this one has only ImportTaskId"),
+        ({"ImportTaskId": ""}, "an import task must have an ImportTaskId; this one's is empty"),
         ({"Status": "active"}, "an import task must have an ImportTaskId; this one has only Status"),
-        ({"ImportTaskId": 5}, "an import task must have an ImportTaskId; this one has only ImportTaskId"),
+        ({"ImportTaskId": 5}, "an import task must have an ImportTaskId; this one's is a number"),
         (
             {"ImportTaskId": "i" * 501},
-            "an import task must have an ImportTaskId; this one has only ImportTaskId",
+            "an import task must have an ImportTaskId; this one's has more than 500 characters",
         ),
     ],
 )

@@ -313,6 +313,14 @@ def test_a_finished_task_is_in_no_phase(engine: Engine) -> None:
     assert _rows(engine, "SELECT phase, left_at FROM vm_import.phases") == [("active", at(2))]
 
 
+def test_a_task_that_is_being_deleted_is_in_that_phase(engine: Engine) -> None:
+    """Its message is already that of its end."""
+    deleting = task("x", Status="deleting", StatusMessage="ClientError: no")
+    store(engine, scan(1, task("x")), scan(2, deleting), scan(3, _deleted("ClientError: no")))
+    query = "SELECT phase, entered_at, left_at FROM vm_import.phases ORDER BY entered_at"
+    assert _rows(engine, query) == [("active", at(1), at(2)), ("deleting", at(2), at(3))]
+
+
 def test_stalled_tasks_are_unfinished_and_unchanged_for_so_long(engine: Engine) -> None:
     """Measured up to the last look, not to now."""
     store(engine, scan(1, _ACTIVE, task("z", Status="completed")))
@@ -428,15 +436,15 @@ _OURS = "('vm_import', 'ec2_api')"
 
 
 def test_everything_carries_a_comment(engine: Engine) -> None:
-    """Schemas, tables, views, columns and functions; only Alembic's own table has none."""
+    """Schemas, tables, views, columns and functions, Alembic's own table included."""
     query = f"""
         SELECT c.relname, a.attname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-        WHERE n.nspname IN {_OURS} AND c.relkind IN ('r', 'v', 'p', 'm') AND c.relname <> 'alembic_version'
+        WHERE n.nspname IN {_OURS} AND c.relkind IN ('r', 'v', 'p', 'm')
           AND coalesce(col_description(c.oid, a.attnum), '') = ''
         UNION ALL
         SELECT c.relname, NULL FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname IN {_OURS} AND c.relkind IN ('r', 'v', 'p', 'm') AND c.relname <> 'alembic_version'
+        WHERE n.nspname IN {_OURS} AND c.relkind IN ('r', 'v', 'p', 'm')
           AND obj_description(c.oid, 'pg_class') IS NULL
         UNION ALL
         SELECT p.proname, NULL FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace

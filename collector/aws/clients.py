@@ -1,31 +1,33 @@
-"""The boto3 clients: few, long-lived, one per Region, from one session that only one thread uses at a time.
+"""The boto3 clients: few and long-lived, one per Region, shared by all threads and all accounts.
 
-Credentials, profiles, endpoints and CA bundles come from boto3's own chain.
+Each request is signed with the credentials of the account that its thread acts for. Profiles, endpoints,
+proxies and CA bundles come from boto3's own chain.
 """
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
-from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
 from collector import __version__
 from collector.aws import deadline
 from collector.aws.failures import UnusableAnswerError, breaks_listing, code_of, is_transient, message_of
+from collector.aws.retrying import attempts
 from collector.errors import CollectorError
 
 _HOME_REGION = "us-east-1"
-"""Where questions about the account go when no Region is configured; named in errors."""
-
+"""Where questions about accounts go when no Region is configured; named in errors."""
 
 _ANSWER_TIMEOUT = 20.0
-"""Seconds: for one wait for bytes, and for all that a question about the account takes."""
+"""Seconds: for one wait for bytes, and for all that a question about an account takes."""
 
 _UNANSWERED = (
     BotoCoreError,
@@ -35,13 +37,36 @@ _UNANSWERED = (
     deadline.DeadlineExceededError,
 )
 
+_acting_as: ContextVar["Credentials"] = ContextVar("acting_as")
+
 
 class AwsUnavailableError(CollectorError):
-    """The account itself cannot be asked: credentials, permissions or the network."""
+    """An account cannot be asked: credentials, permissions or the network. ``code`` is the cause's."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Credentials(Protocol):
+    """What botocore signs with."""
+
+    def get_frozen_credentials(self) -> Any:
+        """Return key, secret and token of this moment."""
+
+
+@contextmanager
+def acting_as(credentials: Credentials) -> Iterator[None]:
+    """Sign what this thread asks inside ``with`` with these credentials."""
+    token = _acting_as.set(credentials)
+    try:
+        yield
+    finally:
+        _acting_as.reset(token)
 
 
 class Clients:
-    """Clients for the credentials' own account; ``connections`` bounds each one's pool.
+    """Clients of one session; ``connections`` bounds each one's pool.
 
     ``patience`` bounds one wait for a connection or for bytes; the deadline of a look bounds the rest.
     """
@@ -60,74 +85,40 @@ class Clients:
             user_agent_extra=f"vm-import-collector/{__version__}",
         )
         self._lock = threading.Lock()
-        self._clients: dict[str, Any] = {}
-        try:
-            self._session = boto3.Session()
-        except BotoCoreError as error:
-            raise AwsUnavailableError(f"AWS configuration: {message_of(error)}") from error
+        self._clients: dict[tuple[str, str], Any] = {}
+        self._session = new_session()
+        self.home = self._session.region_name or _HOME_REGION
 
     def ec2(self, region: str) -> Any:
         """Return the EC2 client of a Region."""
-        with self._lock:
-            if region not in self._clients:
-                self._clients[region] = self._session.client("ec2", region_name=region, config=self._config)
-            return self._clients[region]
+        return self._client("ec2", region)
 
-    def account_id(self) -> str:
-        """Return the account of the credentials.
+    def sts(self) -> Any:
+        """Return the STS client of the home Region."""
+        return self._client("sts", self.home)
 
-        Raises:
-            AwsUnavailableError: nobody answers, or the credentials are not accepted.
-        """
-        try:
-            client = self._session.client("sts", region_name=self._home, config=self._config)
-            try:
-                return str(self._ask(client.get_caller_identity, "Account"))
-            finally:
-                client.close()
-        except _UNANSWERED as error:
-            raise AwsUnavailableError(
-                f"AWS does not say whose credentials these are (sts:GetCallerIdentity in {self._home}):"
-                f" {code_of(error)}: {message_of(error)}"
-            ) from error
+    def organizations(self) -> Any:
+        """Return the client of AWS Organizations."""
+        return self._client("organizations", self.home)
 
-    def enabled_regions(self) -> list[str]:
-        """Return the Regions that are enabled in the account, sorted.
+    def ask(self, question: Callable[[], dict[str, Any]], member: str, what: str) -> Any:
+        """Return a member of the answer, asking again within one deadline while that may help.
+
+        ``what`` says in an error what AWS did not answer, and which action that is.
 
         Raises:
-            AwsUnavailableError: EC2 does not say.
+            AwsUnavailableError: there was no answer, or it is not AWS's.
         """
         try:
-            regions = self._ask(self.ec2(self._home).describe_regions, "Regions")
-            return sorted(region["RegionName"] for region in regions)
+            with deadline.Deadline(self._patience) as limit:
+                for attempt in attempts(lambda error: is_transient(error) or breaks_listing(error), limit):
+                    with attempt:
+                        answer = self._answer(question, member, limit)
         except _UNANSWERED as error:
             raise AwsUnavailableError(
-                f"EC2 does not say which Regions are enabled (ec2:DescribeRegions in {self._home}):"
-                f" {code_of(error)}: {message_of(error)}; or name them in `regions`"
+                f"{what}: {code_of(error)}: {message_of(error)}", code_of(error)
             ) from error
-
-    def _ask(self, question: Callable[[], dict[str, Any]], member: str) -> Any:
-        """Return a member of the answer, asking again within one deadline while that may help."""
-        with deadline.Deadline(self._patience) as limit:
-            for attempt in Retrying(
-                retry=retry_if_exception(lambda error: is_transient(error) or breaks_listing(error)),
-                wait=wait_random_exponential(multiplier=0.2, max=5),
-                stop=lambda state: state.upcoming_sleep >= limit.remaining,
-                reraise=True,
-            ):
-                with attempt:
-                    limit.check()
-                    try:
-                        answer = question()
-                    except KeyError:  # botocore's, of an STS answer that is XML, but a proxy's
-                        answer = {}
-                    finally:
-                        limit.release()
-                    if member not in answer:
-                        raise UnusableAnswerError(
-                            f"the answer names no {member}; did a proxy answer for AWS?"
-                        )
-        return answer[member]
+        return answer
 
     def close(self) -> None:
         """Close every connection."""
@@ -136,12 +127,48 @@ class Clients:
                 client.close()
             self._clients.clear()
 
-    @property
-    def _home(self) -> str:
-        return self._session.region_name or _HOME_REGION
+    def _client(self, service: str, region: str) -> Any:
+        with self._lock:  # a session is not for several threads at once
+            if (service, region) not in self._clients:
+                client = self._session.client(service, region_name=region, config=self._config)
+                client.meta.events.register("before-sign", _sign_as_current)
+                self._clients[service, region] = client
+            return self._clients[service, region]
+
+    @staticmethod
+    def _answer(question: Callable[[], dict[str, Any]], member: str, limit: deadline.Deadline) -> Any:
+        limit.check()
+        try:
+            answer = question()
+        except KeyError:  # botocore's, of an STS answer that is XML, but a proxy's
+            answer = {}
+        finally:
+            limit.release()
+        if member not in answer:
+            raise UnusableAnswerError(f"the answer names no {member}; did a proxy answer for AWS?")
+        return answer[member]
+
+
+def new_session() -> boto3.Session:
+    """Return a session that reads boto3's variables and files anew.
+
+    Raises:
+        AwsUnavailableError: they cannot be read.
+    """
+    try:
+        return boto3.Session()
+    except BotoCoreError as error:
+        raise AwsUnavailableError(f"AWS configuration: {message_of(error)}", code_of(error)) from error
 
 
 def known_regions() -> Collection[str]:
     """Return the names of all Regions of all partitions that the installed botocore knows."""
     partitions = create_loader().load_data("partitions")["partitions"]
     return sorted({name for partition in partitions for name in partition["regions"] if "global" not in name})
+
+
+def _sign_as_current(request: Any, **_: Any) -> None:
+    """Give botocore's signer the credentials of the account that this thread acts for."""
+    if (credentials := _acting_as.get(None)) is None:
+        raise NoCredentialsError
+    request.context.setdefault("signing", {})["request_credentials"] = credentials

@@ -1,34 +1,114 @@
-"""Which targets there are: the Regions of the credentials' account that the configuration asks for."""
+"""Which targets there are: the accounts that are looked at, and in each the Regions that are asked for.
 
-from collections.abc import Sequence
+"Could not ask" is never "there is none": what cannot be asked now is as it was known before.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
-from collector.aws.clients import Clients
-from collector.domain import Target
+from collector.aws.accounts import Account, Accounts
+from collector.aws.clients import AwsUnavailableError
+from collector.domain import Failure, Target
 from collector.errors import UsageError
 
+_AT_ONCE = 8
+"""Accounts that are asked for their Regions at the same time."""
 
-def discover(
-    clients: Clients, account_id: str, *, regions: Sequence[str], exclude: Sequence[str]
-) -> list[Target]:
-    """Return the account's targets, sorted. Regions that are named without globs are taken as they are.
 
-    Raises:
-        AwsUnavailableError: the enabled Regions are needed, and EC2 does not name them.
-        UsageError: nothing is left to look at.
+class Discovered(NamedTuple):
+    """The targets, sorted, and the accounts that could not be asked; theirs are the last known ones."""
+
+    targets: tuple[Target, ...]
+    failures: tuple[Failure, ...]
+
+
+class Discovery:
+    """Finds the targets, again and again, and remembers what it found last.
+
+    ``known`` names targets from before this process, for what fails at the first time; ``now`` dates failures
+    (UTC). Regions that are named without globs are taken as they are, and nobody is asked.
     """
-    literal = all(pattern != "all" and not set(pattern) & set("*?[") for pattern in regions)
-    candidates = list(regions) if literal else clients.enabled_regions()
-    chosen = {
-        region for region in candidates if "all" in regions or _matches(region, regions)
-        if not _matches(region, exclude)
-    }  # fmt: skip
-    if not chosen:
-        raise UsageError(
-            f"regions: no enabled Region of account {account_id} is among {', '.join(regions)}"
-            + (f" without {', '.join(exclude)}" if exclude else "")
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        *,
+        regions: Sequence[str],
+        exclude: Sequence[str],
+        known: Callable[[], Iterable[Target]],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._accounts = accounts
+        self._regions = tuple(regions)
+        self._exclude = tuple(exclude)
+        self._known = known
+        self._now = now
+        self._last_accounts: list[Account] | None = None
+        self._last_regions: dict[str, list[str]] = {}
+
+    def discover(self) -> Discovered:
+        """Return the targets of this moment.
+
+        Raises:
+            AwsUnavailableError: no account is known, now or from before.
+            UsageError: nothing is left to look at.
+        """
+        failures: list[Failure] = []
+        try:
+            accounts = self._last_accounts = self._accounts.current()
+        except AwsUnavailableError as error:
+            if self._last_accounts is None:
+                raise
+            accounts = self._last_accounts
+            failures.append(self._failure(self._accounts.own_account()[0], error))
+        targets: list[Target] = []
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="discovery") as pool:
+            for account, found in zip(accounts, pool.map(self._regions_of, accounts), strict=True):
+                if isinstance(found, Failure):
+                    failures.append(found)
+                regions = self._remembered(account) if isinstance(found, Failure) else found
+                targets += (Target(account.account_id, region) for region in self._chosen(account, regions))
+        if not targets and not failures:
+            raise UsageError(
+                "regions: no enabled Region of "
+                + ", ".join(f"account {account.account_id}" for account in accounts)
+                + f" is among {', '.join(self._regions)}"
+                + (f" without {', '.join(self._exclude)}" if self._exclude else "")
+            )
+        return Discovered(tuple(targets), tuple(failures))
+
+    def _regions_of(self, account: Account) -> list[str] | Failure:
+        patterns = self._patterns(account)
+        if all(pattern != "all" and not set(pattern) & set("*?[") for pattern in patterns):
+            return list(patterns)
+        try:
+            regions = self._last_regions[account.account_id] = self._accounts.enabled_regions(account)
+        except AwsUnavailableError as error:
+            return self._failure(account.account_id, error)
+        return regions
+
+    def _remembered(self, account: Account) -> list[str]:
+        last = self._last_regions.get(account.account_id)
+        if last is None:
+            last = [target.region for target in self._known() if target.account_id == account.account_id]
+        return last
+
+    def _chosen(self, account: Account, regions: Collection[str]) -> list[str]:
+        patterns = self._patterns(account)
+        return sorted(
+            region
+            for region in set(regions)
+            if ("all" in patterns or _matches(region, patterns)) and not _matches(region, self._exclude)
         )
-    return [Target(account_id, region) for region in sorted(chosen)]
+
+    def _patterns(self, account: Account) -> tuple[str, ...]:
+        return account.regions or self._regions
+
+    def _failure(self, account_id: str, error: AwsUnavailableError) -> Failure:
+        return Failure(account_id, None, self._now(), error.code, str(error))
 
 
 def _matches(region: str, patterns: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from botocore.parsers import ResponseParserError
 
 from collector.aws.deadline import DeadlineExceededError
 from collector.errors import MalformedTaskError
-from collector.redaction import without_credentials
+from collector.redaction import redacted
 
 _LONGEST_MESSAGE = 500
 
@@ -79,7 +79,7 @@ def message_of(error: BaseException) -> str:
             text = str(error)
         case _:
             text = f"unexpected: {error}"
-    text = without_credentials(" ".join(text.split()))
+    text = redacted(" ".join(text.split()))
     return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
 
 

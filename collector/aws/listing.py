@@ -5,16 +5,18 @@ a task is missing that cannot have gone is doubtful until that task was looked u
 """
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from collector.aws.clients import Clients
+from collector.aws.accounts import RenewableCredentials, renew_if_refused
+from collector.aws.clients import Clients, acting_as
 from collector.aws.deadline import Deadline, DeadlineExceededError
 from collector.aws.failures import (
     EndlessListingError,
@@ -24,6 +26,8 @@ from collector.aws.failures import (
     is_transient,
     message_of,
 )
+from collector.aws.pace import TokenBucket
+from collector.aws.retrying import attempts
 from collector.aws.transform import import_task
 from collector.domain import Failure, ImportTask, Scan, Target
 from collector.errors import CollectorError, MalformedTaskError
@@ -46,32 +50,42 @@ Missing = Callable[[Scan], Collection[str]]
 class Lister:
     """Looks at targets, from any number of threads.
 
-    ``now`` gives the instants of scans (UTC, never the same twice), ``limit`` is the time for one look, and
-    ``missing`` names the tasks that make a listing doubtful; where it cannot say, the listing stays doubtful.
+    ``credentials_of`` gives an account's credentials, ``now`` the instants of scans (UTC, never the same
+    twice), ``limit`` is the time for one look, and ``missing`` names the tasks that make a listing doubtful;
+    where it cannot say, the listing stays doubtful.
     """
 
     def __init__(
-        self, clients: Clients, *, now: Callable[[], datetime], limit: timedelta, missing: Missing
+        self,
+        clients: Clients,
+        credentials_of: Callable[[str], RenewableCredentials],
+        *,
+        now: Callable[[], datetime],
+        limit: timedelta,
+        missing: Missing,
     ) -> None:
         self._clients = clients
+        self._credentials_of = credentials_of
         self._now = now
         self._limit = limit
         self._missing = missing
         self._stopped = threading.Event()
         self._looks: set[Deadline] = set()
+        self._paces: defaultdict[Target, TokenBucket] = defaultdict(TokenBucket)
+        self._gone: defaultdict[Target, set[str]] = defaultdict(set)
 
     def look(self, target: Target) -> Scan | Failure:
         """Read a target's listing. Whatever goes wrong is the value returned; nothing is raised."""
         deadline = Deadline(self._limit.total_seconds())
+        reader = _Reader(deadline, self._stopped, self._paces[target])
         self._looks.add(deadline)
         try:
-            with deadline:
+            with deadline, acting_as(self._credentials_of(target.account_id)):
                 if self._stopped.is_set():
                     deadline.cancel()
-                reader = _Reader(self._clients.ec2(target.region), deadline, self._stopped)
                 return self._look(target, reader)
         except Exception as error:  # noqa: BLE001 - one target's fault, whatever it is, must not stop the others
-            return self._failure(target, deadline, error)
+            return self._failure(target, reader, error)
         finally:
             self._looks.discard(deadline)
 
@@ -81,13 +95,17 @@ class Lister:
         for deadline in list(self._looks):
             deadline.cancel()
 
-    def _failure(self, target: Target, deadline: Deadline, error: Exception) -> Failure:
-        """Say what went wrong; what fails when the time is over fails because of that."""
-        cause = error if deadline.remaining else DeadlineExceededError()
+    def _failure(self, target: Target, reader: "_Reader", error: Exception) -> Failure:
+        """Say what went wrong: before the time was over, if anything did; else that it was over."""
+        deadline = reader.deadline
+        cause = error if deadline.remaining else reader.last_error or DeadlineExceededError()
         code = "Cancelled" if deadline.cancelled else code_of(cause)
+        with suppress(KeyError):
+            renew_if_refused(self._credentials_of(target.account_id), code)
         return Failure(target.account_id, target.region, self._now(), code, message_of(cause))
 
     def _look(self, target: Target, reader: "_Reader") -> Scan:
+        reader.client = self._clients.ec2(target.region)
         observed_at, tasks = reader.listing(self._now)
         scan = Scan(target, observed_at, self._now(), True, "api", tuple(tasks.values()))
         try:
@@ -95,28 +113,47 @@ class Lister:
         except CollectorError:
             return replace(scan, complete=False)  # What was seen counts, what was not seen means nothing.
         if not missing:
+            self._gone.pop(target, None)
             return scan
-        unsettled = 0
-        for import_task_id in sorted(missing):
+        tasks, settled = self._look_up(target, reader, set(missing), tasks)
+        return replace(scan, finished_at=self._now(), complete=settled, tasks=tuple(tasks.values()))
+
+    def _look_up(
+        self, target: Target, reader: "_Reader", missing: set[str], tasks: dict[str, ImportTask]
+    ) -> tuple[dict[str, ImportTask], bool]:
+        """Look missing tasks up one by one; return all tasks now seen, and whether no doubt is left.
+
+        EC2 never knows again what it has forgotten: if the time is over before all are looked up, the next
+        look need not ask for those anew.
+        """
+        gone = self._gone[target]
+        found: dict[str, ImportTask] = {}
+        for import_task_id in sorted(missing - gone):
             match reader.look_up(import_task_id):
                 case ImportTask() as task:
-                    tasks[import_task_id] = task
-                case "unsettled":
-                    unsettled += 1
-        return replace(scan, finished_at=self._now(), complete=not unsettled, tasks=tuple(tasks.values()))
+                    found[import_task_id] = task
+                case "gone":
+                    gone.add(import_task_id)
+        settled = missing <= gone | found.keys()
+        if settled:
+            self._gone.pop(target, None)
+        return tasks | found, settled
 
 
 class _Reader:
-    """Requests to one Region's EC2 on behalf of one look, retried within its deadline."""
+    """Requests to one Region's EC2 on behalf of one look, paced, and retried within its deadline."""
 
-    def __init__(self, client: Any, deadline: Deadline, stopped: threading.Event) -> None:
-        self._client = client
-        self._deadline = deadline
+    client: Any = None
+
+    def __init__(self, deadline: Deadline, stopped: threading.Event, pace: TokenBucket) -> None:
+        self.deadline = deadline
+        self.last_error: Exception | None = None
         self._stopped = stopped
+        self._pace = pace
 
     def listing(self, now: Callable[[], datetime]) -> tuple[datetime, dict[str, ImportTask]]:
         """Return every listed task by its id, and the instant before the first request."""
-        for attempt in self._attempts(breaks_listing):
+        for attempt in attempts(breaks_listing, self.deadline, self._stopped.wait):
             with attempt:
                 observed_at = now()
                 # The same id may come twice while tasks move between pages; the later answer is the newer.
@@ -126,7 +163,7 @@ class _Reader:
     def look_up(self, import_task_id: str) -> ImportTask | str:
         """Return a task, ``gone`` when EC2 no longer knows it, or ``unsettled`` when nobody can say."""
         try:
-            tasks, _ = _page(self._request(ImportTaskIds=[import_task_id]))
+            tasks, _ = self._page(ImportTaskIds=[import_task_id])
         except ClientError as error:
             return "gone" if code_of(error).startswith("InvalidConversionTaskId") else "unsettled"
         except _UNSETTLING:
@@ -137,7 +174,7 @@ class _Reader:
         options: dict[str, Any] = {"MaxResults": PAGE_SIZE}
         tokens: set[str] = set()
         while True:
-            tasks, token = _page(self._request(**options))
+            tasks, token = self._page(**options)
             yield tasks
             if not token:
                 return
@@ -148,30 +185,26 @@ class _Reader:
                 raise EndlessListingError(f"the listing has more than {MOST_PAGES} pages")
             options["NextToken"] = token
 
-    def _request(self, **options: Any) -> dict[str, Any]:
-        for attempt in self._attempts(is_transient):
+    def _page(self, **options: Any) -> tuple[list[ImportTask], str | None]:
+        for attempt in attempts(is_transient, self.deadline, self._stopped.wait):
             with attempt:
-                self._deadline.check()
                 try:
-                    answer: dict[str, Any] = self._client.describe_import_image_tasks(**options)
-                finally:
-                    self._deadline.release()
+                    page = _page(self._request(**options))
+                except Exception as error:
+                    if self.deadline.remaining:
+                        self.last_error = error
+                    raise
+        return page
+
+    def _request(self, **options: Any) -> dict[str, Any]:
+        if wait := self._pace.take():
+            self._stopped.wait(min(wait, self.deadline.remaining))
+        self.deadline.check()
+        try:
+            answer: dict[str, Any] = self.client.describe_import_image_tasks(**options)
+        finally:
+            self.deadline.release()
         return answer
-
-    def _attempts(self, worth_it: Callable[[BaseException], bool]) -> Retrying:
-        return Retrying(
-            retry=retry_if_exception(worth_it),
-            wait=wait_random_exponential(multiplier=0.2, max=5),
-            stop=self._too_late,
-            sleep=self._sleep,
-            reraise=True,
-        )
-
-    def _sleep(self, seconds: float) -> None:
-        self._stopped.wait(seconds)
-
-    def _too_late(self, state: RetryCallState) -> bool:
-        return state.upcoming_sleep >= self._deadline.remaining
 
 
 def _page(answer: dict[str, Any]) -> tuple[list[ImportTask], str | None]:

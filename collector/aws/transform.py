@@ -45,7 +45,7 @@ def import_task(wire: object) -> ImportTask:
     task = task or {}
     import_task_id = task.pop("importTaskId", None)
     if not isinstance(import_task_id, str) or len(import_task_id) > _LONGEST_KEY:
-        raise MalformedTaskError(f"an import task must have an ImportTaskId; this one has {_members(wire)}")
+        raise MalformedTaskError(f"an import task must have an ImportTaskId; {_fault_of_id(wire)}")
     try:
         return _import_task(import_task_id, task)
     except MalformedTaskError as error:
@@ -103,14 +103,51 @@ def _tags(tags: list[Json]) -> list[Json]:
     return [by_key[key] for key in sorted(by_key)]
 
 
+# Back to the wire
+
+
+def wire_task(task: ImportTask) -> Json:
+    """Return the task in the JSON that ``import_task`` turns into the very same record, hashes and all.
+
+    Members have the CLI's names, unknown ones the wire's own; what is absent or empty is left out.
+    """
+    disks = [_wire_disk(disk) for disk in task.snapshot_details]
+    tags = [_wire(tag, _TAG) for tag in task.tags]
+    specs = [_wire(spec, _LICENSE) | _unknown(spec.extra) for spec in task.license_specifications]
+    lists = {"SnapshotDetails": disks, "Tags": tags, "LicenseSpecifications": specs}
+    return {
+        "ImportTaskId": task.import_task_id,
+        **_wire(task, _TASK),
+        **{name: items for name, items in lists.items() if items},
+        **_unknown(task.extra),
+    }
+
+
+def _wire_disk(disk: SnapshotDetail) -> Json:
+    unknown = _unknown(disk.extra)
+    bucket = _wire(disk, _BUCKET) | unknown.pop("userBucket", {})
+    return _wire(disk, _DISK) | ({"UserBucket": bucket} if bucket else {}) | unknown
+
+
+def _wire(record: object, table: Mapping[str, "_Member"]) -> Json:
+    """Give the columns that hold something back their members' names."""
+    members = {name: getattr(record, member.column) for name, member in table.items()}
+    return {name[:1].upper() + name[1:]: value for name, value in members.items() if value is not None}
+
+
+def _unknown(extra: str | None) -> Json:
+    members: Json = json.loads(extra) if extra else {}
+    return members
+
+
 # The canonical form
 
 
 def _canonical(value: Any, name: str = "") -> Any:
     """Return the canonical form of a JSON value, ``None`` where nothing is left of it."""
     if isinstance(value, str):
-        text = without_credentials(value, strict=name.lower().endswith("url"))
-        return _UNSTORABLE.sub(_escaped, text) or None
+        text = _UNSTORABLE.sub(_escaped, value)
+        return without_credentials(text, strict=name.lower().endswith("url")) or None
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
@@ -231,9 +268,17 @@ def _named(wire: object) -> str:
     return str(name)[:_LONGEST_KEY] if name else "an import task"
 
 
-def _members(wire: object) -> str:
-    names = ", ".join(sorted(map(str, wire))[:5]) if isinstance(wire, Mapping) else ""
-    return f"only {names[:200]}" if names else "no members"
+def _fault_of_id(wire: object) -> str:
+    """Say what an id is that is none, or what a task has instead of one."""
+    members = wire if isinstance(wire, Mapping) else {}
+    for name in ("ImportTaskId", "importTaskId"):
+        if name in members:
+            value = members[name]
+            if not isinstance(value, str):
+                return f"this one's is {_kind(value)}"
+            return f"this one's has more than {_LONGEST_KEY} characters" if value else "this one's is empty"
+    names = ", ".join(sorted(map(str, members))[:5])
+    return f"this one has only {names[:200]}" if names else "this one has no members"
 
 
 class _Member(NamedTuple):

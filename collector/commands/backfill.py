@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from collector.aws.saved import UnreadableFilesError, scan_of_files
-from collector.commands.composition import polling_of, warehouse_of
+from collector.commands.composition import warehouse_of
+from collector.commands.wiring import polling_of
 from collector.config import Settings
 from collector.domain import Failure, Scan, Target
+from collector.errors import CollectorError
 from collector.outcomes import Effect, Outcome, Tally
 from collector.polling import look_at_all
-from collector.warehouse import schema
+from collector.warehouse import history, schema
 from collector.warehouse.recording import record
 
 _BATCH_SECONDS = 1.0
@@ -30,11 +32,20 @@ def from_api(settings: Settings, *, accounts: Sequence[str], dry_run: bool, as_j
     """Look at every configured target once, store what was seen, and return the exit code."""
     tally = Tally()
     with (
+        _reported(tally, dry_run=dry_run, as_json=as_json),
         warehouse_of(settings) as warehouse,
-        polling_of(settings, warehouse, accounts=accounts, patience=settings.target_deadline) as polling,
+        polling_of(
+            settings,
+            warehouse,
+            accounts=accounts,
+            patience=settings.target_deadline,
+            missing=lambda scan: history.missing_from(warehouse.engine, scan),
+            known=list,
+        ) as polling,
     ):
-        targets = polling.targets()
-        waiting: list[Scan | Failure] = []
+        schema.require_current(warehouse.engine)
+        targets, failures = polling.discover()
+        waiting: list[Scan | Failure] = list(failures)
         recorded_at = monotonic()
 
         def record_waiting() -> None:
@@ -63,7 +74,6 @@ def from_api(settings: Settings, *, accounts: Sequence[str], dry_run: bool, as_j
             record_waiting()  # what was seen is not to be lost
             raise
         record_waiting()
-    _report(tally, dry_run=dry_run, as_json=as_json)
     return tally.exit_code
 
 
@@ -82,14 +92,14 @@ def from_files(
     Raises:
         UnreadableFilesError: a file is not what it should be; nothing is stored.
     """
-    contents = ((name, _read(name)) for name in files)
-    scan = scan_of_files(contents, target=target, observed_at=observed_at, complete=complete)
-    with warehouse_of(settings) as warehouse:
-        schema.require_current(warehouse.engine)
-        tally = record(
-            warehouse.engine, [scan], dry_run=dry_run, tell=_teller(dry_run=dry_run, as_json=as_json)
-        )
-    _report(tally, dry_run=dry_run, as_json=as_json)
+    tally = Tally()
+    with _reported(tally, dry_run=dry_run, as_json=as_json):
+        contents = ((name, _read(name)) for name in files)
+        scan = scan_of_files(contents, target=target, observed_at=observed_at, complete=complete)
+        with warehouse_of(settings) as warehouse:
+            schema.require_current(warehouse.engine)
+            tell = _teller(dry_run=dry_run, as_json=as_json)
+            record(warehouse.engine, [scan], tally, dry_run=dry_run, tell=tell)
     return tally.exit_code
 
 
@@ -144,13 +154,29 @@ def _teller(*, dry_run: bool, as_json: bool) -> Callable[[Outcome], None]:
     return tell
 
 
+@contextmanager
+def _reported(tally: Tally, *, dry_run: bool, as_json: bool) -> Iterator[None]:
+    """Report what was done; whoever reads JSON is told of the error that ended it, too."""
+    try:
+        yield
+    except CollectorError as error:
+        if as_json:
+            _print_json(tally, dry_run=dry_run, error=str(error))
+        raise
+    _report(tally, dry_run=dry_run, as_json=as_json)
+
+
+def _print_json(tally: Tally, *, dry_run: bool, error: str | None = None) -> None:
+    typer.echo(json.dumps({"dry_run": dry_run, **asdict(tally), "error": error}, default=str))
+
+
 def _report(tally: Tally, *, dry_run: bool, as_json: bool) -> None:
     for failure in tally.failures:
         typer.echo(f"failed: {failure}", err=True)
     for refusal in tally.refused:
         typer.echo(f"refused: {refusal}", err=True)
     if as_json:
-        typer.echo(json.dumps({"dry_run": dry_run, **asdict(tally)}, default=str))
+        _print_json(tally, dry_run=dry_run)
         return
     would = "would be " if dry_run else ""
     typer.echo(

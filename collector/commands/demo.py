@@ -17,16 +17,17 @@ from rich.console import Console
 from sqlalchemy import Engine, text
 
 from collector.clock import utc_now
-from collector.commands.composition import polling_of, warehouse_of
+from collector.commands.composition import warehouse_of
 from collector.commands.demo_view import LiveView, PlainView, View, answer_questions
+from collector.commands.wiring import daemon_of
 from collector.config import Settings
-from collector.daemon import Daemon, Work
+from collector.daemon import Daemon, Result
+from collector.domain import Target
 from collector.errors import CollectorError
-from collector.polling import Cadence
+from collector.outcomes import Tally
 from collector.simulator import Fleet, SimulatedClock, Simulator
 from collector.warehouse import schema
 from collector.warehouse.access import Warehouse
-from collector.warehouse.recording import record
 
 ACCOUNT = "111122223333"
 REGIONS = ("ap-southeast-2", "eu-central-1", "eu-west-1", "us-east-1")
@@ -50,6 +51,9 @@ def demo(settings: Settings, *, seconds: float | None) -> int:
             "database_url": None,
             "direct_database_url": None,
             "data_dir": settings.data_dir / "demo",
+            "accounts": [],
+            "organization": None,
+            "concurrency": len(REGIONS),
             "regions": list(REGIONS),
             "exclude_regions": [],
             "interval": POLL_EVERY,
@@ -63,16 +67,15 @@ def demo(settings: Settings, *, seconds: float | None) -> int:
         _simulated_ec2() as clock,
     ):
         _empty(warehouse.engine)
-        with polling_of(settings, warehouse, accounts=(), patience=timedelta(0), now=clock.now) as polling:
-            work = Work(
-                discover=polling.targets,
-                look=polling.look,
-                cancel=polling.cancel,
-                record=lambda looks: record(warehouse.engine, looks),
-                repair=warehouse.repair,
-            )
-            cadence = Cadence(interval=POLL_EVERY, idle_interval=POLL_EVERY)
-            daemon = Daemon(work, cadence, concurrency=len(REGIONS), tick=POLL_EVERY / 2)
+        with daemon_of(
+            settings,
+            warehouse,
+            accounts=(),
+            known={},
+            observer=_Nobody(),
+            now=clock.now,
+            tick=POLL_EVERY / 2,
+        ) as daemon:
             command = f"COLLECTOR_DATA_DIR={shlex.quote(str(settings.data_dir))} {_this_command()} psql"
             view = (LiveView if console.is_terminal else PlainView)(
                 console, warehouse.engine, clock.now, command
@@ -80,6 +83,16 @@ def demo(settings: Settings, *, seconds: float | None) -> int:
             _run(daemon, view, ended, seconds)
         answer_questions(console, warehouse.engine, command)
     return 0
+
+
+class _Nobody:
+    """Counts nothing: the demo shows what is in the warehouse."""
+
+    def looked(self, target: Target, result: Result, seconds: float) -> None:
+        """Let it pass."""
+
+    def recorded(self, tally: Tally, seconds: float) -> None:
+        """Let it pass."""
 
 
 def _this_command() -> str:

@@ -1,6 +1,6 @@
 """What the demo shows: imports as they go, read through the same views as anybody's, then four questions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -11,7 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import Engine, Row, text
+from sqlalchemy import CursorResult, Engine, text
+
+from collector.commands.tables import print_table
 
 _OUTCOMES = {"in progress": "cyan", "completed": "green", "failed": "red", "cancelled": "yellow"}
 
@@ -163,21 +165,17 @@ def answer_questions(console: Console, engine: Engine, psql: str) -> None:
         for number, (question, statement) in enumerate(QUESTIONS, 1):
             console.print(f"\n[bold]{number}. {question}[/bold]")
             console.print(Syntax(statement, "sql", background_color="default"))
-            result = connection.execute(text(statement))
-            console.print(_table(list(result.keys()), result.all()))
+            _print_answer(console, connection.execute(text(statement)))
     console.print("\nThe demo's warehouse is still there. Ask it anything:")
     console.print(f"  {psql}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Row[Any]]) -> Table | str:
-    if not rows:
-        return "(nothing)"
-    table = Table()
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    return table
+def _print_answer(console: Console, answer: CursorResult[Any]) -> None:
+    headings, rows = list(answer.keys()), answer.all()
+    if rows:
+        print_table(console, headings, [[Text(_cell(value)) for value in row] for row in rows])
+    else:
+        console.print("(nothing)")
 
 
 def _cell(value: object) -> str:

@@ -6,7 +6,7 @@ Results are dicts in boto3's form; how they look on the wire is ``protocol``'s b
 from collections.abc import Callable
 from typing import Any
 
-from collector.simulator.faults import AlteredListing
+from collector.simulator.faults import AlteredListing, ErrorAnswer
 from collector.simulator.fleet import FinishedTaskError, Shown
 from collector.simulator.images import image_of, select
 from collector.simulator.lives import Task
@@ -162,6 +162,8 @@ ACTIONS: dict[str, Action] = {
 
 def answer(world: World, request: Request) -> Result:
     """Answer as EC2, in a Region that the account has enabled; a dry run that would go well is an error."""
+    if request.expired:
+        raise ErrorAnswer(world.expired_code).error()
     action = ACTIONS.get(request.action)
     if action is None:
         raise ApiError("InvalidAction", f"The action {request.action} is not valid for this web service.")

@@ -27,9 +27,12 @@ class ErrorAnswer(Fault):
     message: str | None = None
 
     KNOWN: ClassVar[dict[str, tuple[int, str]]] = {
+        "AccessDenied": (403, "You are not authorized to perform this operation."),
+        "AccessDeniedException": (400, "You don't have permissions to access this resource."),
         "AuthFailure": (401, "AWS was not able to validate the provided access credentials"),
         "Blocked": (403, "This account is currently blocked."),
         "ExpiredToken": (400, "The security token included in the request is expired"),
+        "ExpiredTokenException": (400, "The security token included in the request is expired"),
         "InternalError": (500, "An internal error has occurred."),
         "InvalidClientTokenId": (403, "The security token included in the request is invalid."),
         "OptInRequired": (401, "You are not subscribed to this service."),
@@ -61,7 +64,10 @@ class ServerError(ErrorAnswer):
 
 @dataclass(frozen=True)
 class Denied(ErrorAnswer):
-    """The caller is refused: ``UnauthorizedOperation``, or another code, such as ``AuthFailure``."""
+    """The caller is refused: ``UnauthorizedOperation``, or another code.
+
+    EC2 also says ``AuthFailure``, STS ``AccessDenied``, Organizations ``AccessDeniedException``.
+    """
 
     code: str = "UnauthorizedOperation"
 
@@ -183,13 +189,17 @@ class Latency(Fault):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a rule can look at. ``page`` counts from 1; ``lookup`` says that the caller named ids."""
+    """What a rule can look at. ``page`` counts from 1; ``lookup`` says that the caller named ids.
+
+    ``account_id`` is the caller's, but that of the role where one is to be assumed.
+    """
 
     action: str
     account_id: str
     region: str
     page: int = 1
     lookup: bool = False
+    service: str = "ec2"
 
 
 @dataclass(eq=False)
@@ -259,7 +269,7 @@ class Faults:
         Args:
             fault: what goes wrong.
             region: only in this Region.
-            account: only for this account.
+            account: only for this account; ``AssumeRole`` counts for the account of the role.
             action: only for this action; ``None`` for all.
             times: how often; ``None`` for ever.
             probability: how likely each of them is.

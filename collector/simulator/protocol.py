@@ -57,6 +57,13 @@ def parse_credential(authorization: str | None) -> Credential:
     return Credential(*match.groups())
 
 
+def read_query(body: str, _target: str) -> tuple[str, dict[str, Any]]:
+    """Read a request: the action, and all parameters."""
+    params = parse_form(body)
+    action = params.get("Action")
+    return action if isinstance(action, str) else "", params
+
+
 def parse_form(body: str) -> dict[str, Any]:
     """Read a form as a tree: ``Filters.1.Value.2=x`` is a list of dicts of lists."""
     tree: dict[str, Any] = {}

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
+from collector.simulator.callers import Callers
 from collector.simulator.faults import Drip, Fault, Misbehaviour
 from collector.simulator.fleet import Fleet
 from collector.simulator.paging import Token, decode
@@ -15,28 +17,28 @@ Result = dict[str, Any]
 
 @dataclass(slots=True)
 class World:
-    """What the actions work on. ``accounts`` says whose an access key is."""
+    """What the actions work on; ``Simulator`` says what each member means."""
 
     fleet: Fleet
     regions: Regions
-    accounts: dict[str, str]
-    default_account: str
+    callers: Callers
     page_size: int | None = None
-
-    def account_of(self, access_key_id: str) -> str:
-        """The account that an access key belongs to."""
-        return self.accounts.get(access_key_id, self.default_account)
+    organization: dict[str, str] | None = None
+    external_ids: dict[str, str] = field(default_factory=dict)
+    role_lifetime: timedelta | None = None
+    expired_code: str = "ExpiredToken"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call: who, where, what. ``params`` is the form as a tree."""
+    """One call: who, where, what. ``params`` is the form as a tree; ``expired`` are the credentials."""
 
     action: str
     account: str
     region: str
     params: dict[str, Any] = field(default_factory=dict)
     faults: Sequence[Fault] = ()
+    expired: bool = False
 
     def meeting(self, faults: Sequence[Fault]) -> "Request":
         """The same request, meeting these faults."""

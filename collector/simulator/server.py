@@ -4,16 +4,17 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socket import MSG_PEEK, SHUT_RDWR, SO_LINGER, SOL_SOCKET, socket
 from socketserver import TCPServer
 from threading import Event, Lock, Thread
-from time import monotonic
+from time import monotonic, time
 from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
+from collector.simulator.callers import Callers
 from collector.simulator.clock import SimulatedClock
 from collector.simulator.faults import Drip, Faults, HtmlPage, Reset, Stall, TruncatedXml
 from collector.simulator.fleet import Fleet
@@ -34,17 +35,21 @@ HTML_PAGE = b"""<!doctype html>
 
 
 class Simulator:
-    """A simulated EC2 and STS on a loopback port, while the ``with`` block lasts.
+    """A simulated EC2, STS and Organizations on a loopback port, while the ``with`` block lasts.
+
+    ``latency`` and ``date_skew`` (how far the ``Date`` of answers is ahead of the real clock), and what the
+    properties name, may be changed at any time.
 
     Args:
         fleet: the imports; an empty one, standing still at this moment, if not given.
         faults: what goes wrong; nothing if not given.
         accounts: access key id to account id.
-        default_account: the account of all other access keys.
+        default_account: the account of all other access keys, but those of assumed roles.
         regions: the enabled Regions, of all accounts or by account id.
         page_size: the most that one page shows, whatever ``MaxResults`` says.
-        latency: seconds before every answer; may be changed at any time.
+        latency: seconds before every answer.
         port: the port to listen on; 0 takes a free one.
+        organization: account id to ``ACTIVE``, ``SUSPENDED`` or ``PENDING_CLOSURE``; none if not given.
     """
 
     def __init__(
@@ -58,11 +63,15 @@ class Simulator:
         page_size: int | None = None,
         latency: float = 0.0,
         port: int = 0,
+        organization: Mapping[str, str] | None = None,
     ) -> None:
         self.fleet = fleet or Fleet(SimulatedClock(datetime.now(UTC)))
         self.faults = faults or Faults()
         self.latency = latency
-        self._world = World(self.fleet, Regions(regions), dict(accounts or {}), default_account, page_size)
+        self.date_skew = timedelta(0)
+        callers = Callers(accounts or {}, default_account)
+        self._world = World(self.fleet, Regions(regions), callers, page_size)
+        self.organization = organization
         self._service = Service(self._world, self.faults)
         self._wanted_port = port
         self._listener: _Listener | None = None
@@ -82,7 +91,7 @@ class Simulator:
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "AKIASIMULATEDEXAMPLE",
             "AWS_SECRET_ACCESS_KEY": "simulated",
-            "AWS_DEFAULT_REGION": self._world.regions.enabled(self._world.default_account)[0],
+            "AWS_DEFAULT_REGION": self._world.regions.enabled(self._world.callers.default_account)[0],
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
@@ -96,13 +105,49 @@ class Simulator:
         self._world.page_size = size
 
     @property
+    def organization(self) -> dict[str, str] | None:
+        """The accounts that ``ListAccounts`` shows, and their states; without one it is refused."""
+        return self._world.organization
+
+    @organization.setter
+    def organization(self, states: Mapping[str, str] | None) -> None:
+        self._world.organization = None if states is None else dict(states)
+
+    @property
+    def external_ids(self) -> dict[str, str]:
+        """By account id, the ``ExternalId`` without which its roles cannot be assumed."""
+        return self._world.external_ids
+
+    @property
+    def role_lifetime(self) -> timedelta | None:
+        """The longest that role credentials last from now on, by the real clock; ``None`` sets no limit."""
+        return self._world.role_lifetime
+
+    @role_lifetime.setter
+    def role_lifetime(self, lifetime: timedelta | None) -> None:
+        self._world.role_lifetime = lifetime
+
+    @property
+    def expired_code(self) -> str:
+        """What EC2 says of expired role credentials: ``ExpiredToken``; ``RequestExpired`` is seen as well."""
+        return self._world.expired_code
+
+    @expired_code.setter
+    def expired_code(self, code: str) -> None:
+        self._world.expired_code = code
+
+    def revoke(self, account_id: str) -> None:
+        """Let all role credentials that were given out for an account be expired."""
+        self._world.callers.revoke(account_id)
+
+    @property
     def requests(self) -> Counter[Asked]:
-        """How many requests came, by (action, account id, Region)."""
+        """How many requests came, by (action, account id, Region); ``AssumeRole`` by the role's account."""
         return self._service.traffic.requests()
 
     @property
     def peaks(self) -> dict[tuple[str, str], int]:
-        """The most requests at once, by (account id, Region), from arrival until the answer was sent."""
+        """The most requests to EC2 at once, by (account id, Region), from arrival to the sent answer."""
         return self._service.traffic.peaks()
 
     def count(
@@ -207,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # head and body leave together
 
     def do_POST(self) -> None:
-        """Answer a form."""
+        """Answer a form, or JSON."""
         length = self.headers.get("Content-Length") or "0"
         if not length.isdecimal():
             self.send_error(400)
@@ -222,6 +267,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Say what EC2 says in ``Server``."""
         return "AmazonEC2"
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """Tell the time as a server does whose clock is not ours."""
+        skew = self._listener.simulator.date_skew.total_seconds()
+        return super().date_time_string(time() + skew if timestamp is None else timestamp)
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that http.server gives it
         """Say nothing: requests are counted, not logged."""
 
@@ -231,7 +281,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self, form: str) -> None:
         service = self._listener.service
-        reply = service.reply(self.headers.get("Authorization"), form)
+        target = self.headers.get("X-Amz-Target", "")
+        reply = service.reply(self.headers.get("Authorization"), form, target)
         if latency := self._listener.simulator.latency + reply.latency:
             self._listener.stopping.wait(latency)
         misbehaves = isinstance(reply.misbehaviour, Reset | Stall | Drip)

@@ -1,10 +1,11 @@
 """From a request's bytes to a reply: who asks, which faults they meet, what the answer is. No sockets."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
-from collector.simulator import actions, protocol, sts
+from collector.simulator import actions, json_protocol, organizations, protocol, sts
 from collector.simulator.faults import Call, ErrorAnswer, Fault, Faults, Latency, Misbehaviour
 from collector.simulator.paging import START
 from collector.simulator.protocol import ApiError, Credential
@@ -16,6 +17,30 @@ NOBODY = Call(action="", account_id="", region="")
 
 Asked = tuple[str, str, str]
 """What requests are counted by: action, account id, Region."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a service is asked, who answers, and in which form."""
+
+    read: Callable[[str, str], tuple[str, Result]]
+    answer: Callable[[World, Request], Result]
+    write: Callable[[str, Result, str], bytes]
+    write_error: Callable[[ApiError, str], bytes]
+    content_type: str = XML
+
+
+EC2 = Dialect(protocol.read_query, actions.answer, protocol.ec2_answer, protocol.ec2_error)
+STS = Dialect(protocol.read_query, sts.answer, protocol.sts_answer, protocol.sts_error)
+ORGANIZATIONS = Dialect(
+    json_protocol.read_json,
+    organizations.answer,
+    json_protocol.json_answer,
+    json_protocol.json_error,
+    json_protocol.CONTENT_TYPE,
+)
+DIALECTS = {"organizations": ORGANIZATIONS, "sts": STS}
+"""By the credential's scope; every other one is taken for EC2's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +57,7 @@ class Reply:
 
 
 class Traffic:
-    """Counts requests, and how many of one account and Region were in the works at once. Thread-safe."""
+    """Counts requests, and how many to EC2 were in the works at once, by account and Region. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -45,11 +70,15 @@ class Traffic:
         where = (call.account_id, call.region)
         with self._lock:
             self._requests[call.action, *where] += 1
+            if call.service != "ec2":
+                return
             self._running[where] += 1
             self._peaks[where] = max(self._peaks.get(where, 0), self._running[where])
 
     def end(self, call: Call) -> None:
         """Its answer is on the way."""
+        if call.service != "ec2":
+            return
         with self._lock:
             self._running[call.account_id, call.region] -= 1
 
@@ -59,33 +88,35 @@ class Traffic:
             return Counter(self._requests)
 
     def peaks(self) -> dict[tuple[str, str], int]:
-        """The most requests at once, by account and Region."""
+        """The most requests to EC2 at once, by account and Region."""
         with self._lock:
             return dict(self._peaks)
 
 
 class Service:
-    """EC2 and STS behind one door, told apart by the credential's scope."""
+    """EC2, STS and Organizations behind one door, told apart by the credential's scope."""
 
     def __init__(self, world: World, faults: Faults) -> None:
         self.world = world
         self.faults = faults
         self.traffic = Traffic()
 
-    def reply(self, authorization: str | None, body: str) -> Reply:
+    def reply(self, authorization: str | None, body: str, target: str = "") -> Reply:
         """Answer one request. Counts it as begun; the caller ends it."""
         request_id = protocol.new_request_id()
+        dialect = EC2
         try:
             credential = protocol.parse_credential(authorization)
-            params = protocol.parse_form(body)
+            dialect = DIALECTS.get(credential.service, EC2)
+            request = self._request(credential, *dialect.read(body, target))
         except ApiError as error:
             self.traffic.begin(NOBODY)
-            return Reply(NOBODY, error.status, protocol.ec2_error(error, request_id), request_id)
-        request = self._request(credential, params)
-        call = _call(request)
+            answer = dialect.write_error(error, request_id)
+            return Reply(NOBODY, error.status, answer, request_id, content_type=dialect.content_type)
+        call = _call(request, credential.service)
         self.traffic.begin(call)
         faults = self.faults.met_by(call)
-        status, answer = self._answer(credential, request, faults, request_id)
+        status, answer = self._answer(dialect, request, faults, request_id)
         return Reply(
             call=call,
             status=status,
@@ -93,39 +124,38 @@ class Service:
             request_id=request_id,
             latency=sum(fault.seconds for fault in faults if isinstance(fault, Latency)),
             misbehaviour=next((fault for fault in faults if isinstance(fault, Misbehaviour)), None),
+            content_type=dialect.content_type,
         )
 
-    def _request(self, credential: Credential, params: Result) -> Request:
-        action = params.get("Action")
+    def _request(self, credential: Credential, action: str, params: Result) -> Request:
         return Request(
-            action=action if isinstance(action, str) else "",
-            account=self.world.account_of(credential.access_key_id),
+            action=action,
+            account=self.world.callers.account_of(credential.access_key_id),
             region=credential.region,
             params=params,
+            expired=self.world.callers.expired(credential.access_key_id),
         )
 
     def _answer(
-        self, credential: Credential, request: Request, faults: list[Fault], request_id: str
+        self, dialect: Dialect, request: Request, faults: list[Fault], request_id: str
     ) -> tuple[int, bytes]:
-        is_sts = credential.service == "sts"
         try:
             for fault in faults:
                 if isinstance(fault, ErrorAnswer):
                     raise fault.error()
-            request = request.meeting(faults)
-            result = (sts if is_sts else actions).answer(self.world, request)
+            result = dialect.answer(self.world, request.meeting(faults))
         except ApiError as error:
-            write_error = protocol.sts_error if is_sts else protocol.ec2_error
-            return error.status, write_error(error, request_id)
-        write = protocol.sts_answer if is_sts else protocol.ec2_answer
-        return 200, write(request.action, result, request_id)
+            return error.status, dialect.write_error(error, request_id)
+        return 200, dialect.write(request.action, result, request_id)
 
 
-def _call(request: Request) -> Call:
+def _call(request: Request, service: str) -> Call:
     """What the rules may look at; a token that nobody can read counts as a first page."""
     try:
         page = request.token().page
     except ApiError:
         page = START.page
+    account = sts.role_account(request) or request.account
     lookup = "ImportTaskId" in request.params or "ImportTaskIds" in request.params
-    return Call(request.action, request.account, request.region, page, lookup)
+    service = service if service in DIALECTS else "ec2"
+    return Call(request.action, account, request.region, page, lookup, service)

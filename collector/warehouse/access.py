@@ -8,7 +8,13 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from collector.warehouse import schema
-from collector.warehouse.engine import Connect, connect_to_parameters, connect_to_url, make_engine
+from collector.warehouse.engine import (
+    Connect,
+    Patience,
+    connect_to_parameters,
+    connect_to_url,
+    make_engine,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +22,8 @@ class Warehouse:
     """An opened warehouse.
 
     ``direct`` connects past a pooler, for what needs a session of its own. ``repair`` restarts an embedded
-    server that died; a configured one is not ours to restart.
+    server that died, ``abandon`` ends one without waiting; a configured one is not ours. ``patience`` bounds
+    the wait for an answer.
     """
 
     engine: Engine
@@ -24,6 +31,8 @@ class Warehouse:
     direct: Connect
     embedded: bool
     repair: Callable[[], None]
+    abandon: Callable[[], None]
+    patience: Patience
 
     @property
     def direct_engine(self) -> Engine:
@@ -41,28 +50,33 @@ def open_warehouse(*, url: str | None, direct_url: str | None, folder: Path) -> 
         WarehouseError: the database cannot be used.
         EmbeddedPostgresError: the server cannot be started.
     """
+    patience = Patience()
     with ExitStack() as stack:
         if url is not None:
-            connect = connect_to_url(url)
+            connect = connect_to_url(url, patience)
             warehouse = Warehouse(
                 engine=make_engine(connect),
                 connect=connect,
-                direct=connect_to_url(direct_url) if direct_url else connect,
+                direct=connect_to_url(direct_url, patience) if direct_url else connect,
                 embedded=False,
                 repair=lambda: None,
+                abandon=lambda: None,
+                patience=patience,
             )
         else:
             # Only here: a machine with its own database does without the extra that this needs.
             from collector.warehouse.embedded import EmbeddedPostgres  # noqa: PLC0415
 
             server = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
-            connect = connect_to_parameters(server.conninfo)
+            connect = connect_to_parameters(server.conninfo, patience)
             warehouse = Warehouse(
                 engine=make_engine(connect),
                 connect=connect,
                 direct=connect,
                 embedded=True,
                 repair=server.ensure_running,
+                abandon=server.abandon,
+                patience=patience,
             )
         stack.callback(warehouse.engine.dispose)
         if warehouse.embedded:

@@ -1,17 +1,21 @@
 """How the warehouse is reached: one description of the server, engines on it, and its errors as ours."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.waiting import Ready, Wait
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from collector.errors import UsageError, WarehouseError
+from collector.errors import UsageError, WarehouseAwayError, WarehouseError
 
 OLDEST_SERVER = 15
 
@@ -19,20 +23,61 @@ _PARAMETERS: dict[str, Any] = {
     "application_name": "vm-import-collector",
     # Else a database in SQL_ASCII answers in bytes, before anybody can say what is wrong with it.
     "client_encoding": "UTF8",
-    "connect_timeout": 10,
+    "connect_timeout": 5,
     # A dead network is noticed within seconds, not after the kernel's two hours.
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
+    "keepalives_idle": 4,
+    "keepalives_interval": 2,
     "keepalives_count": 3,
-    "tcp_user_timeout": 20_000,
+    "tcp_user_timeout": 10_000,
     # Server-side prepared statements do not survive a transaction pooler.
     "prepare_threshold": None,
 }
 
-Connect = Callable[[], psycopg.Connection[Any]]
+Connect = Callable[[], "PatientConnection"]
+
+T = TypeVar("T")
 
 
-def connect_to_url(url: str) -> Connect:
+@dataclass(slots=True)
+class Patience:
+    """How many seconds a server may take to answer a statement; ``None``: as long as it likes.
+
+    It can be changed at any time, for waits under way too.
+    """
+
+    seconds: float | None = None
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection that gives up a server which is reachable, but never answers."""
+
+    patience: Patience
+
+    def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
+        """Wait for an answer as psycopg does, but not for ever.
+
+        Raises:
+            OperationalError: patience is at its end; the connection is closed then.
+        """
+        return super().wait(self._bounded(gen), *arguments, **options)
+
+    def _bounded(self, gen: PQGen[T]) -> Generator[Wait, Ready | int, T]:
+        began = monotonic()
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                seconds = self.patience.seconds
+                if not ready and seconds is not None and monotonic() - began > seconds:
+                    self.pgconn.finish()  # what it still answers is of no use to anybody
+                    raise psycopg.OperationalError(f"the server did not answer for {seconds:g} s")
+                wanted = gen.send(Ready(ready))
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+
+
+def connect_to_url(url: str, patience: Patience | None = None) -> Connect:
     """Return a connector for a ``postgresql://`` URL; libpq reads it, so all of its parameters work.
 
     Raises:
@@ -42,18 +87,27 @@ def connect_to_url(url: str) -> Connect:
         parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         parameters = {"host": "@"}
-    host, port = str(parameters.get("host", "")), str(parameters.get("port", ""))
-    if "@" in host or not re.fullmatch(r"[\d,]*", port):
+    host, port, name = (str(parameters.get(key, "")) for key in ("host", "port", "dbname"))
+    if "@" in host + name or not re.fullmatch(r"[\d,]*", port):
         raise UsageError(
             "database_url: cannot be read: write special characters of user name and password"
-            " percent-encoded, such as %40 for @ and %25 for %"
+            " percent-encoded, such as %40 for @, %2F for / and %25 for %"
         )
-    return connect_to_parameters(lambda: dict(parameters))
+    return connect_to_parameters(lambda: dict(parameters), patience)
 
 
-def connect_to_parameters(parameters: Callable[[], dict[str, Any]]) -> Connect:
+def connect_to_parameters(
+    parameters: Callable[[], dict[str, Any]], patience: Patience | None = None
+) -> Connect:
     """Return a connector that asks for host, port and the like each time: they may change."""
-    return lambda: psycopg.connect(**(_PARAMETERS | parameters()))
+    patience = patience or Patience()
+
+    def connect() -> PatientConnection:
+        connection = PatientConnection.connect(**(_PARAMETERS | parameters()))
+        connection.patience = patience
+        return connection
+
+    return connect
 
 
 def make_engine(connect: Connect) -> Engine:
@@ -69,11 +123,16 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise WarehouseError(_sentence(error.orig)) from error
+        raise _translated(error.orig) from error
     except psycopg.Error as error:
-        raise WarehouseError(_sentence(error)) from error
+        raise _translated(error) from error
     except PoolTimeoutError as error:
-        raise WarehouseError("the database is busy: no connection became free in time") from error
+        raise WarehouseAwayError("the database is busy: no connection became free in time") from error
+
+
+def _translated(error: object) -> WarehouseError:
+    away = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return (WarehouseAwayError if away else WarehouseError)(_sentence(error))
 
 
 def _sentence(error: object) -> str:

@@ -51,25 +51,24 @@ def store(engine: Engine, scans: Iterable[Scan], *, dry_run: bool = False) -> It
 
 
 def missing_from(engine: Engine, scan: Scan) -> set[str]:
-    """Return the ids that make a listing doubtful: they are not in it, and cannot have gone by now."""
-    expected = may_not_be_missing(engine, scan.target, scan.observed_at)
-    return expected - {task.import_task_id for task in scan.tasks}
+    """Return the ids that make a listing of now doubtful: listed before, not in it, and perhaps not gone.
 
-
-def may_not_be_missing(engine: Engine, target: Target, observed_at: datetime) -> set[str]:
-    """Return the ids that a listing at ``observed_at`` must show, or else it is doubtful.
-
-    Those are the listed tasks that were unfinished, and those that were seen to finish too recently to
-    have expired; a task that was never seen unfinished may have ended at any time.
+    Only a finished task that nobody has seen for seven days has certainly left the list by itself; whatever
+    else is missing has to be looked up.
     """
     parameters = {
-        "account_id": target.account_id,
-        "region": target.region,
+        "account_id": scan.target.account_id,
+        "region": scan.target.region,
+        "digest": scan.digest,
+        "observed_at": scan.observed_at,
         "finished": sorted(FINISHED_STATUSES),
-        "forgotten_since": observed_at - FORGOTTEN_AFTER,
+        "forgotten_since": scan.observed_at - FORGOTTEN_AFTER,
     }
     with translated_errors(), engine.connect() as connection:
-        return set(connection.scalars(_MAY_NOT_BE_MISSING, parameters))
+        if connection.scalar(_SELECT_SAME_AS_LAST, parameters):
+            return set()
+        listed = set(connection.scalars(_SELECT_PERHAPS_LISTED, parameters))
+    return listed - {task.import_task_id for task in scan.tasks}
 
 
 def _place(scan: Scan) -> tuple[Target, datetime]:
@@ -234,17 +233,22 @@ _INSERT_UNCHANGED = text("""
     RETURNING target_id
 """)
 
-_MAY_NOT_BE_MISSING = text("""
+_SELECT_SAME_AS_LAST = text("""
+    SELECT (
+        SELECT s.complete AND s.digest = :digest FROM vm_import.scans s
+        WHERE s.target_id = t.target_id AND s.observed_at < :observed_at
+        ORDER BY s.observed_at DESC LIMIT 1)
+    FROM vm_import.targets t WHERE t.account_id = :account_id AND t.region = :region
+""")
+
+_SELECT_PERHAPS_LISTED = text("""
     SELECT k.import_task_id
     FROM vm_import.targets t
     JOIN vm_import.task_versions v ON v.target_id = t.target_id AND v.listed AND v.valid_to IS NULL
     JOIN vm_import.tasks k ON k.task_id = v.task_id
     WHERE t.account_id = :account_id AND t.region = :region
-      AND (coalesce(v.status, '') <> ALL (CAST(:finished AS text[])) OR :forgotten_since < (
-        SELECT s.observed_at FROM vm_import.scans s
-        WHERE s.target_id = t.target_id AND (s.complete OR v.task_id = ANY (s.seen)) AND s.observed_at < (
-            SELECT max(u.valid_to) FROM vm_import.task_versions u
-            WHERE u.task_id = v.task_id AND u.listed
-              AND coalesce(u.status, '') <> ALL (CAST(:finished AS text[])))
-        ORDER BY s.observed_at DESC LIMIT 1))
+      AND (coalesce(v.status, '') <> ALL (CAST(:finished AS text[])) OR EXISTS (
+        SELECT FROM vm_import.scans s
+        WHERE s.target_id = t.target_id AND s.observed_at > :forgotten_since
+          AND (s.complete OR v.task_id = ANY (s.seen))))
 """)

@@ -1,7 +1,7 @@
-"""Leases: one look at a target at a time, across processes.
+"""Leases: one look at a target at a time across processes, and one process that leads.
 
-A lease is a session advisory lock on one direct connection of this process, in a key space of its own. It
-writes nothing, and it is gone when the connection is: with the process, or seconds after its network.
+Both are session advisory locks on one direct connection of this process, in key spaces of their own. They
+write nothing, and they are gone when the connection is: with the process, or seconds after its network.
 """
 
 import threading
@@ -13,20 +13,35 @@ import psycopg
 
 from collector.domain import Target
 from collector.errors import WarehouseError
-from collector.warehouse.engine import Connect, translated_errors
+from collector.warehouse.engine import Connect, Patience, translated_errors
 
 _LEASES = 0x766D6903
-"""Key space of leases; the targets' merge locks have another."""
+_LEADERSHIP = 0x766D6904
+"""Key spaces; the targets' merge locks have another."""
+
+_ANSWER = 5.0
+"""Seconds for the answer to a question as small as these."""
+
+_FAILURE_HOLDS = 2.0
+"""Seconds in which nobody asks again: waiting for a dead network once each, one after the other, takes
+minutes."""
+
+# Makes the server notice within seconds that our network is gone, so that the locks are free.
+_NOTICE_LOSS = """
+    SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
+    SET tcp_user_timeout = 9000
+"""
 
 
 class Leases:
-    """The leases of this process; for any number of threads."""
+    """The leases and the leadership of this process; for any number of threads."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
         self._lock = threading.Lock()
         self._connection: psycopg.Connection[Any] | None = None
         self._held: set[Target] = set()
+        self._leading = False
         self._failure: WarehouseError | None = None
         self._failed_at = 0.0
 
@@ -36,20 +51,10 @@ class Leases:
         Raises:
             WarehouseError: the database cannot be asked.
         """
-        asked_at = monotonic()
         with self._lock:
-            if self._failure and asked_at < self._failed_at:
-                # Others failed while we queued: waiting for a dead network once more, one after the other,
-                # would take minutes.
-                raise WarehouseError(str(self._failure)) from self._failure
             if target in self._held:
                 return False
-            try:
-                with translated_errors():
-                    taken = self._try_lock(target)
-            except WarehouseError as error:
-                self._failure, self._failed_at = error, monotonic()
-                raise
+            taken = self._try_lock(_LEASES, f"{target.account_id} {target.region}")
             if taken:
                 self._held.add(target)
             return taken
@@ -61,52 +66,70 @@ class Leases:
             if self._connection is None:
                 return
             try:
-                self._ask("SELECT pg_advisory_unlock(%s, hashtext(%s))", target)
+                self._ask(
+                    "SELECT pg_advisory_unlock(%s, hashtext(%s))",
+                    (_LEASES, f"{target.account_id} {target.region}"),
+                )
             except psycopg.Error:
                 self._drop()
+
+    def lead(self) -> bool:
+        """Whether this process leads: it has the one lock for that, or gets it now, or somebody else has it.
+
+        Raises:
+            WarehouseError: the database cannot be asked; a leadership that this process had is lost then.
+        """
+        with self._lock:
+            if not self._leading:
+                self._leading = self._try_lock(_LEADERSHIP, "")
+                return self._leading
+            try:
+                with translated_errors():
+                    self._ask("SELECT true", ())
+            except WarehouseError:
+                self._drop()
+                self._leading = self._try_lock(_LEADERSHIP, "")
+            return self._leading
 
     def close(self) -> None:
         """Give everything back."""
         with self._lock:
             self._drop()
 
-    def _try_lock(self, target: Target) -> bool:
-        """Ask for the lock; once more on a new connection when the one at hand turns out to be dead."""
-        statement = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
+    def _try_lock(self, space: int, key: str) -> bool:
+        """Ask for a lock; once more on a new connection when the one at hand turns out to be dead."""
+        if self._failure and monotonic() - self._failed_at < _FAILURE_HOLDS:
+            raise type(self._failure)(str(self._failure)) from self._failure
         connected = self._connection is not None
+        statement, parameters = "SELECT pg_try_advisory_lock(%s, hashtext(%s))", (space, key)
         try:
-            return self._ask(statement, target)
-        except psycopg.OperationalError:
+            with translated_errors():
+                try:
+                    return self._ask(statement, parameters)
+                except psycopg.OperationalError:
+                    self._drop()
+                    if not connected:
+                        raise
+                return self._ask(statement, parameters)
+        except WarehouseError as error:
             self._drop()
-            if not connected:
-                raise
-        try:
-            return self._ask(statement, target)
-        except psycopg.OperationalError:
-            self._drop()
+            self._failure, self._failed_at = error, monotonic()
             raise
 
-    def _ask(self, statement: str, target: Target) -> bool:
+    def _ask(self, statement: str, parameters: tuple[Any, ...]) -> bool:
         if self._connection is None:
-            self._connection = self._connect()
-            self._connection.autocommit = True
-            self._notice_loss(self._connection)
-        key = f"{target.account_id} {target.region}"
-        row = self._connection.execute(statement, (_LEASES, key)).fetchone()
+            self._connection = connection = self._connect()
+            connection.patience = Patience(_ANSWER)
+            connection.autocommit = True
+            connection.execute(_NOTICE_LOSS)
+        row = self._connection.execute(statement, parameters).fetchone()
+        self._failure = None
         return bool(row and row[0])
 
-    def _notice_loss(self, connection: psycopg.Connection[Any]) -> None:
-        """Make the server notice within seconds that our network is gone, so that the lease is free."""
-        for setting in (
-            "tcp_keepalives_idle = 10",
-            "tcp_keepalives_interval = 5",
-            "tcp_keepalives_count = 3",
-            "tcp_user_timeout = 20000",
-        ):
-            connection.execute(f"SET {setting}")
-
     def _drop(self) -> None:
+        """Close the connection: the server then gives every lock to whoever asks next."""
         if self._connection is not None:
             with suppress(psycopg.Error):
                 self._connection.close()
         self._connection = None
+        self._leading = False

@@ -1,66 +1,98 @@
 """Outages: one row per unbroken series of failed looks at a target."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 
 from sqlalchemy import Engine, text
 
-from collector.domain import Failure, Scan, Target
+from collector.domain import Failure, Scan
 from collector.warehouse.engine import translated_errors
 
 
 def record_failures(engine: Engine, failures: Iterable[Failure]) -> None:
-    """Begin an outage for each failed target, or prolong the one that lasts."""
-    rows = [
-        {
-            "account_id": failure.account_id,
-            "region": failure.region,
-            "failed_at": failure.failed_at,
-            "error_code": failure.code,
-            "message": failure.message,
-        }
-        for failure in sorted(failures, key=lambda f: (f.account_id, f.region or "", f.failed_at))
-    ]
-    if rows:
-        with translated_errors(), engine.begin() as connection:
-            connection.execute(_PROLONG, rows)
+    """Begin an outage for each failed target, or prolong the one that it belongs to.
+
+    Failures may come late, and twice: one that lies within an outage has been counted.
+    """
+    ordered = sorted(
+        failures, key=lambda failure: (failure.account_id, failure.region or "", failure.failed_at)
+    )
+    if not ordered:
+        return
+    with translated_errors(), engine.begin() as connection:
+        for failure in ordered:
+            row = {
+                "account_id": failure.account_id,
+                "region": failure.region,
+                "failed_at": failure.failed_at,
+                "error_code": failure.code,
+                "message": failure.message,
+            }
+            connection.execute(_RECORD, row)
 
 
 def record_recoveries(engine: Engine, scans: Sequence[Scan]) -> None:
     """End the outages of targets that were looked at again; writes nothing where there is none."""
-    first_good: dict[Target, datetime] = {}
-    for scan in sorted(scans, key=lambda scan: (scan.target, scan.observed_at), reverse=True):
-        first_good[scan.target] = scan.observed_at
-    if first_good:
+    if scans:
         parameters = {
-            "account_ids": [target.account_id for target in first_good],
-            "regions": [target.region for target in first_good],
-            "recovered_at": list(first_good.values()),
+            "account_ids": [scan.target.account_id for scan in scans],
+            "regions": [scan.target.region for scan in scans],
+            "recovered_at": [scan.observed_at for scan in scans],
         }
         with translated_errors(), engine.begin() as connection:
             connection.execute(_RECOVER, parameters)
 
 
-_PROLONG = text("""
-    INSERT INTO vm_import.outages
-        (account_id, region, first_failed_at, last_failed_at, failures, error_code, message)
-    VALUES (:account_id, :region, :failed_at, :failed_at, 1, :error_code, :message)
-    ON CONFLICT (account_id, region) WHERE recovered_at IS NULL DO UPDATE SET
-        first_failed_at = least(outages.first_failed_at, excluded.first_failed_at),
-        last_failed_at = greatest(outages.last_failed_at, excluded.last_failed_at),
-        failures = outages.failures + 1,
-        error_code = CASE WHEN excluded.last_failed_at < outages.last_failed_at
-            THEN outages.error_code ELSE excluded.error_code END,
-        message = CASE WHEN excluded.last_failed_at < outages.last_failed_at
-            THEN outages.message ELSE excluded.message END
-""")
+# The good looks of a target, or of all targets of an account where the failure names no Region.
+_GOOD = """
+    SELECT s.observed_at FROM vm_import.targets t JOIN vm_import.scans s USING (target_id)
+    WHERE t.account_id = :account_id AND (CAST(:region AS text) IS NULL OR t.region = :region)
+      AND s.source = 'api'
+"""
 
-# A success before the failure, arriving late, ends nothing. A target's first good look also ends an outage
-# of its account that began before Regions were known.
+# The outage that a failure belongs to: the one that it lies in, the one that lasted until after it, or the
+# one that began after it with no good look in between. Concurrent beginnings meet at the unique index.
+_RECORD = text(f"""
+    WITH belongs AS (
+        SELECT o.outage_id, o.first_failed_at, o.last_failed_at FROM vm_import.outages o
+        WHERE o.account_id = :account_id AND o.region IS NOT DISTINCT FROM CAST(:region AS text)
+          AND CASE
+              WHEN o.first_failed_at > :failed_at THEN NOT EXISTS (
+                  {_GOOD} AND s.observed_at > :failed_at AND s.observed_at < o.first_failed_at)
+              ELSE o.last_failed_at >= :failed_at OR o.recovered_at IS NULL OR o.recovered_at > :failed_at
+              END
+        ORDER BY o.first_failed_at LIMIT 1
+    ), prolonged AS (
+        UPDATE vm_import.outages o SET
+            first_failed_at = least(o.first_failed_at, :failed_at),
+            last_failed_at = greatest(o.last_failed_at, :failed_at),
+            failures = o.failures + 1,
+            error_code = CASE WHEN :failed_at > o.last_failed_at THEN :error_code ELSE o.error_code END,
+            message = CASE WHEN :failed_at > o.last_failed_at THEN :message ELSE o.message END
+        FROM belongs b
+        WHERE o.outage_id = b.outage_id AND :failed_at NOT BETWEEN b.first_failed_at AND b.last_failed_at
+    )
+    INSERT INTO vm_import.outages AS o
+        (account_id, region, first_failed_at, last_failed_at, failures, error_code, message, recovered_at)
+    SELECT :account_id, :region, :failed_at, :failed_at, 1, :error_code, :message,
+        (SELECT min(g.observed_at) FROM ({_GOOD} AND s.observed_at > :failed_at) g)
+    WHERE NOT EXISTS (SELECT FROM belongs)
+    ON CONFLICT (account_id, region) WHERE recovered_at IS NULL DO UPDATE SET
+        last_failed_at = greatest(o.last_failed_at, excluded.last_failed_at), failures = o.failures + 1
+""")  # noqa: S608 - our own fragment
+
+# A success before the failure, arriving late, ends nothing; the first one after it does, whenever it
+# arrives. A target's good look also ends an outage of its account that began before Regions were known.
 _RECOVER = text("""
     UPDATE vm_import.outages o SET recovered_at = i.recovered_at
-    FROM unnest(CAST(:account_ids AS text[]), CAST(:regions AS text[]), CAST(:recovered_at AS timestamptz[]))
-        AS i (account_id, region, recovered_at)
-    WHERE o.recovered_at IS NULL AND o.account_id = i.account_id
-      AND (o.region = i.region OR o.region IS NULL) AND i.recovered_at > o.last_failed_at
+    FROM (
+        SELECT o.outage_id, min(i.recovered_at) AS recovered_at
+        FROM vm_import.outages o
+        JOIN unnest(
+            CAST(:account_ids AS text[]), CAST(:regions AS text[]), CAST(:recovered_at AS timestamptz[])
+        ) AS i (account_id, region, recovered_at)
+            ON o.account_id = i.account_id AND (o.region = i.region OR o.region IS NULL)
+        WHERE i.recovered_at > o.last_failed_at
+        GROUP BY o.outage_id
+    ) i
+    WHERE o.outage_id = i.outage_id AND (o.recovered_at IS NULL OR o.recovered_at > i.recovered_at)
 """)

@@ -83,6 +83,15 @@ class EmbeddedPostgres:
                 if self._was_last(user):
                     self._server.shut_down()
 
+    def abandon(self) -> None:
+        """Leave without waiting for anything, because the process is about to end by force.
+
+        The server ends at once if nobody else uses it; what it has committed is safe.
+        """
+        user, server = self._user, self._server
+        if user is not None and server is not None and self._was_last(user):
+            server.quit()
+
     def ensure_running(self) -> None:
         """Start the server again if it was killed; cheap when it runs."""
         with self._threads, self._explained():

@@ -1,0 +1,202 @@
+"""AWS, the warehouse and the spool joined: what the commands that poll are put together from."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from collector.aws.accounts import Accounts, Organization, Role
+from collector.aws.clients import Clients
+from collector.aws.discovery import Discovery
+from collector.aws.listing import Lister
+from collector.aws.transform import import_task, wire_task
+from collector.clock import never_the_same_twice, utc_now
+from collector.config import Settings
+from collector.daemon import TICK, Daemon, Observer, Work
+from collector.domain import Failure, Scan, Target
+from collector.errors import WarehouseError
+from collector.loader import Loader
+from collector.notify import notify
+from collector.outcomes import Tally
+from collector.polling import Cadence, leased
+from collector.sightings import Sightings
+from collector.spool import Spool
+from collector.warehouse import history, schema
+from collector.warehouse.access import Warehouse
+from collector.warehouse.leases import Leases
+from collector.warehouse.recording import record
+
+_LAST_ANSWER = 1.0
+"""Seconds that the database may take to answer when the daemon ends."""
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def spool_of(settings: Settings) -> Spool:
+    """Return what waits on disk for the warehouse.
+
+    Raises:
+        SpoolError: the folder cannot be used.
+    """
+    folder = settings.data_dir / "spool"
+    return Spool(folder, limit=settings.spool_limit, to_wire=wire_task, from_wire=import_task)
+
+
+@dataclass(frozen=True, slots=True)
+class Polling:
+    """AWS and the warehouse, joined: which targets there are, and a look at one under its lease.
+
+    ``discover`` returns the targets and the accounts that could not be asked.
+    """
+
+    discover: Callable[[], tuple[Sequence[Target], Sequence[Failure]]]
+    look: Callable[[Target], Scan | Failure | None]
+    cancel: Callable[[], None]
+    lead: Callable[[], bool]
+
+
+@contextmanager
+def polling_of(
+    settings: Settings,
+    warehouse: Warehouse,
+    *,
+    accounts: Sequence[str],
+    patience: timedelta,
+    missing: Callable[[Scan], set[str]],
+    known: Callable[[], Sequence[Target]],
+    now: Callable[[], datetime] = utc_now,
+) -> Iterator[Polling]:
+    """Join a warehouse and the accounts that are looked at.
+
+    ``accounts`` are those that the command line names, ``patience`` is how long a look waits for its lease,
+    ``missing`` names what makes a listing doubtful, ``known`` the targets of earlier times.
+
+    Raises:
+        AwsUnavailableError: boto3's own configuration cannot be read.
+    """
+    now = never_the_same_twice(now)
+    clients = Clients(connections=settings.concurrency, patience=settings.target_deadline)
+    leases = Leases(warehouse.direct)
+    organization = settings.organization
+    directory = Accounts(
+        clients,
+        roles=roles_of(settings),
+        organization=Organization(organization.role_name, frozenset(organization.exclude))
+        if organization
+        else None,
+        only=accounts,
+    )
+    lister = Lister(
+        clients,
+        lambda account_id: directory.account(account_id).credentials,
+        now=now,
+        limit=settings.target_deadline,
+        missing=missing,
+    )
+    discovery = Discovery(
+        directory, regions=settings.regions, exclude=settings.exclude_regions, known=known, now=now
+    )
+    try:
+        yield Polling(
+            discovery.discover, leased(lister.look, leases, patience=patience), lister.cancel, leases.lead
+        )
+    finally:
+        leases.close()
+        clients.close()
+
+
+def roles_of(settings: Settings) -> list[Role]:
+    """Return the configured accounts; none: the credentials' own, or an organization's."""
+    return [
+        Role(
+            account.role_arn,
+            account.external_id.get_secret_value() if account.external_id else None,
+            tuple(account.regions),
+        )
+        for account in settings.accounts
+    ]
+
+
+@contextmanager
+def daemon_of(
+    settings: Settings,
+    warehouse: Warehouse,
+    *,
+    accounts: Sequence[str],
+    known: Mapping[Target, datetime],
+    observer: Observer,
+    now: Callable[[], datetime] = utc_now,
+    tick: timedelta = TICK,
+) -> Iterator[Daemon]:
+    """Put a daemon together; ``known`` are targets of earlier times, with their last good looks."""
+    sightings = Sightings(known)
+    spool = spool_of(settings)
+
+    def missing(scan: Scan) -> set[str]:
+        if loader.trouble is None:
+            with suppress(WarehouseError):
+                return history.missing_from(warehouse.engine, scan)
+        return sightings.missing(scan)
+
+    def give_up() -> None:
+        warehouse.patience.seconds = _LAST_ANSWER
+
+    def told(tally: Tally, seconds: float) -> None:
+        observer.recorded(tally, seconds)
+        _log_tally(tally)
+
+    loader = Loader(
+        store=lambda looks: record(warehouse.engine, looks),
+        reach=lambda: schema.require_current(warehouse.engine),
+        repair=warehouse.repair,
+        give_up=give_up,
+        spool=spool,
+        told=told,
+    )
+    with polling_of(
+        settings,
+        warehouse,
+        accounts=accounts,
+        patience=timedelta(0),
+        missing=missing,
+        known=lambda: list(known),
+        now=now,
+    ) as polling:
+        work = Work(
+            discover=polling.discover,
+            look=polling.look,
+            cancel=polling.cancel,
+            lead=polling.lead,
+            now=now,
+            progress=lambda: notify("READY=1", "WATCHDOG=1"),
+        )
+        cadence = Cadence(
+            interval=settings.interval,
+            idle_interval=settings.idle_interval,
+            concurrency=settings.concurrency,
+        )
+        yield Daemon(
+            work,
+            cadence,
+            loader,
+            spool,
+            sightings,
+            observer,
+            concurrency=settings.concurrency,
+            tick=tick,
+        )
+
+
+def _log_tally(tally: Tally) -> None:
+    """Log what a batch of looks brought, at INFO only if it is news."""
+    for refusal in tally.refused:
+        log.error("scan refused", reason=refusal)
+    news = {
+        name: number
+        for name in ("new_tasks", "inserted", "closed", "expired", "vanished")
+        if (number := getattr(tally, name))
+    }
+    say = log.info if news else log.debug
+    say("history changed" if news else "nothing new", scans=tally.scans, failures=len(tally.failures), **news)
