@@ -199,7 +199,7 @@ class Settings(BaseSettings):
     idle_interval: Interval = timedelta(minutes=15)
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 64
     target_deadline: Annotated[timedelta, BeforeValidator(_deadline)] = timedelta(seconds=60)
-    listen: Annotated[Address, BeforeValidator(_address)] = Address("127.0.0.1", 8080)
+    listen: Annotated[Address, NoDecode, BeforeValidator(_address)] = Address("127.0.0.1", 8080)
 
     @model_validator(mode="after")
     def _accounts_are_named_once(self) -> Self:

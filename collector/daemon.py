@@ -131,6 +131,7 @@ class Daemon:
         seconds = self._tick_interval.total_seconds()
         again = False
         try:
+            self._ask_who_leads()
             self._first_discovery()
             leader.start()
             job = scheduler.add_job(self.tick, "interval", seconds=seconds, **options)
@@ -251,13 +252,16 @@ class Daemon:
     def _keep_asking_who_leads(self) -> None:
         """Ask every second: a standby begins within seconds of the leader's end, a loser stops at once."""
         while not self._stopping.wait(self._tick_interval.total_seconds()):
-            try:
-                leading = self._work.lead()
-            except CollectorError:
-                continue  # nobody can say: whoever led goes on into the spool, whoever stood by stands by
-            if leading != self._leading:
-                log.info("leading: this process polls" if leading else "standing by: another process polls")
-            self._leading = leading
+            self._ask_who_leads()
+
+    def _ask_who_leads(self) -> None:
+        try:
+            leading = self._work.lead()
+        except CollectorError:
+            return  # nobody can say: whoever led goes on into the spool, whoever stood by stands by
+        if leading != self._leading:
+            log.info("leading: this process polls" if leading else "standing by: another process polls")
+        self._leading = leading
 
     # What there is to look at
 
