@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint soak bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what there is to make
@@ -26,6 +26,9 @@ lint: $(STAMP)  ## ruff and mypy, strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: $(STAMP)  ## Twenty simulated days of polling with random faults
+	$(BIN)/python -m tests.soak --days 20 $(ARGS)
 
 bench: $(STAMP)  ## The benchmarks, as a table of ratios
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -88,6 +88,9 @@ def _backfill(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")
     ] = False,
+    spool: Annotated[
+        bool, typer.Option("--spool", help="Store what waits on disk because the database was away.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a machine-readable summary.")] = False,
 ) -> int:
     """Store what can be seen now (once), or what saved FILES saw.
@@ -96,6 +99,13 @@ def _backfill(
     --account, --region and --observed-at say where and when they were taken.
     Files of one command are one scan.
     """
+    if spool:
+        if files or source or observed_at or complete:
+            raise UsageError("--spool stands alone: it stores what waits on disk, and looks at nothing")
+        settings = common.settings()
+        from collector.commands.backfill import from_spool  # noqa: PLC0415 - see the module's first lines
+
+        return from_spool(settings, dry_run=dry_run, as_json=as_json)
     if not files:
         if observed_at or complete:
             raise UsageError("--observed-at and --complete speak of FILES, and there are none")
@@ -129,6 +139,14 @@ def _status(
     from collector.commands.status import status  # noqa: PLC0415 - see the module's first lines
 
     return status(settings, accounts=common.account, as_json=as_json)
+
+
+def _check(common: Common) -> int:
+    """Try credentials, permissions, Regions, database and schema: one line each, with the mend."""
+    settings = common.settings()
+    from collector.commands.check import check  # noqa: PLC0415 - see the module's first lines
+
+    return check(settings, accounts=common.account)
 
 
 def _iam_policy(
@@ -195,6 +213,7 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("run", epilog=EPILOG)(with_common_options(_run))
 app.command("backfill", epilog=EPILOG)(with_common_options(_backfill))
 app.command("status", epilog=EPILOG)(with_common_options(_status))
+app.command("check", epilog=EPILOG)(with_common_options(_check))
 app.command("iam-policy", epilog=EPILOG)(with_common_options(_iam_policy))
 app.command("migrate", epilog=EPILOG)(with_common_options(_migrate))
 app.command("demo", epilog=EPILOG)(with_common_options(_demo))

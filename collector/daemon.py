@@ -36,11 +36,12 @@ _DEAD_AFTER = 30.0
 """Seconds without a tick, after which the daemon is not alive."""
 
 _STUCK_AFTER = 120.0
-"""Seconds in which a batch must be stored and a due target be looked at, or there is no progress."""
+"""Seconds in which a batch must be stored and, if any target is due, a look end: else no progress."""
 
 # Seconds that the parts of an end may take; with the embedded server's they stay below 15.
 _GRACE, _CANCELLING, _STORING = 3.0, 1.5, 3.0
 
+_GLANCE = 0.1
 _WARN_AGAIN = 24 * 3600.0
 _CHECK_FRESHNESS = 60.0
 
@@ -55,7 +56,7 @@ class Work:
     """What the daemon does, handed in.
 
     ``discover`` names the targets and what could not be asked for them, ``look`` looks at one (``None``:
-    another process is at it), ``cancel`` ends all looks at once. ``lead`` says whether this process is the
+    another process is at it), ``cancel`` ends all of that at once. ``lead`` says whether this process is the
     one that polls, and raises while nobody can say. ``progress`` is called when something has been done.
     """
 
@@ -107,7 +108,7 @@ class Daemon:
         self._discovery: Future[Discovered] | None = None
         self._next_discovery = 0.0
         self._leading: bool | None = None
-        self._last_tick = monotonic()
+        self._last_tick = self._last_look = monotonic()
         self._missed_ticks = 0
         self._warned: dict[Target, float] = {}
         self._next_freshness = 0.0
@@ -220,6 +221,7 @@ class Daemon:
                 log.error("look put off", account=target.account_id, region=target.region, error=str(error))
             ended = monotonic()
             self._cadence.done(target, result, ended)
+            self._last_look = ended
             if not (isinstance(result, Failure) and result.code == "Cancelled"):
                 self._note(target, result, ended - began)
             target = self._next_target()
@@ -267,8 +269,12 @@ class Daemon:
 
     def _first_discovery(self) -> None:
         """Ask at once; a fault of the configuration or of the credentials ends the daemon at its start."""
+        asked = self._discoverer.submit(self._work.discover)
+        while not wait([asked], timeout=_GLANCE).done:
+            if self._stopping.is_set():
+                return
         try:
-            self._follow(self._work.discover())
+            self._follow(asked.result())
         except CollectorError as error:
             if error.exit_code != 1 or getattr(error, "code", None) == "NoCredentials":
                 raise
@@ -316,8 +322,10 @@ class Daemon:
 
     def _makes_progress(self) -> bool:
         """Whether the work goes on, and not just the clock: for whoever restarts a daemon that hangs."""
-        lag = self._cadence.lag(monotonic()) if self._polls else 0.0
-        return self._loader.busy_for < _STUCK_AFTER and lag < _STUCK_AFTER
+        now = monotonic()
+        # Targets may wait for long because there are too many of them: then looks still end.
+        waiting = min(self._cadence.lag(now), now - self._last_look) if self._polls else 0.0
+        return self._loader.busy_for < _STUCK_AFTER and waiting < _STUCK_AFTER
 
     def _watch_freshness(self) -> None:
         """Shout, once a day, about targets of which tasks may soon be lost for ever."""

@@ -159,3 +159,34 @@ class Failure:
     def __str__(self) -> str:
         where = f"account {self.account_id}" + (f", Region {self.region}" if self.region else "")
         return f"{where}: {self.code}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A fact about a task from elsewhere, with its own time; it never becomes part of a version.
+
+    ``source`` is ``cloudtrail`` or ``images``, and ``event_id`` CloudTrail's id of the event or the AMI's id:
+    together they are its key. ``event_name`` is ``ImportImage`` or ``CancelImportTask``, of an AMI ``image``.
+    ``occurred_at`` is UTC: when it was asked for, or when the AMI was made, which is the end of the import.
+    ``import_task_id`` is ``None`` for a request that failed. ``details`` is canonical JSON text of all else:
+    request parameters, or the AMI's disks and tags.
+    """
+
+    target: Target
+    source: str
+    event_id: str
+    event_name: str
+    occurred_at: datetime
+    import_task_id: str | None
+    requested_by: str | None = None
+    source_address: str | None = None
+    user_agent: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    image_id: str | None = None
+    architecture: str | None = None
+    boot_mode: str | None = None
+    platform: str | None = None
+    usage_operation: str | None = None
+    encrypted: bool | None = None
+    details: str | None = None

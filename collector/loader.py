@@ -6,6 +6,7 @@ once when the warehouse is back; what waits on disk follows, the oldest first, i
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from time import monotonic
 
 import structlog
@@ -13,7 +14,7 @@ import structlog
 from collector.domain import Failure, Scan
 from collector.errors import CollectorError, SpoolError
 from collector.outcomes import Tally
-from collector.spool import Spool
+from collector.spool import Spool, Spooled
 
 _BATCH = 200
 """Spooled looks that are stored at a time."""
@@ -23,7 +24,10 @@ _RETRY = 2.0
 
 _PAUSE = 0.2
 _HARDLY = 3
-"""Looks in a row that cannot be stored one by one, before the rest is not tried."""
+"""Targets in a row of which nothing can be stored, before the rest of a batch is not tried."""
+
+_PUT_OFF, _LONGEST_PUT_OFF = 60.0, 3600.0
+"""Seconds before a look on disk that could not be stored is tried again; doubled each time."""
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -54,6 +58,7 @@ class Loader:
         self._spool = spool
         self._told = told
         self._wake = threading.Condition()
+        self._rescuing = threading.Lock()
         self._queue: list[Look] = []
         self._in_hand: list[Look] = []
         self._since: float | None = None
@@ -61,6 +66,8 @@ class Loader:
         self._unwritten = 0
         self._retry_at = 0.0
         self._drain_at = 0.0
+        self._put_off: dict[Path, tuple[float, float]] = {}
+        self._choking: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self.trouble: str | None = None
 
@@ -98,11 +105,12 @@ class Loader:
 
     def rescue(self) -> None:
         """Write whatever is neither stored nor on disk to disk; what is stored after all is known twice."""
-        with self._wake:
-            left = [*self._in_hand, *self._queue]
-            self._queue, self._in_hand = [], []
-        if left:
-            self._write(left)
+        with self._rescuing:  # whoever comes second may end the process: not before the first is through
+            with self._wake:
+                left = [*self._in_hand, *self._queue]
+                self._queue, self._in_hand = [], []
+            if left:
+                self._write(left)
 
     def _run(self) -> None:
         while True:
@@ -118,6 +126,7 @@ class Loader:
                 self._work(batch)
             except Exception:  # the thread must outlive any fault: what it had in hand goes to disk
                 log.exception("loader failed")
+                self._drain_at = monotonic() + _RETRY
                 self._write(self._in_hand)
             self._since = None
             if self._closing and self._unwritten:
@@ -153,15 +162,20 @@ class Loader:
     def _store_singly(self, batch: list[Look], error: CollectorError) -> list[Look]:
         """Store what can be stored: one look that the database chokes on must not hold up the others."""
         left: list[Look] = []
+        in_a_row: set[tuple[str, str | None]] = set()
         for number, look in enumerate(batch):
             try:
                 self._store_batch([look])
             except CollectorError as refusal:
                 left.append(look)
+                self._choking.add(id(look))
                 log.error("look cannot be stored, and waits on disk", look=_name(look), error=str(refusal))
-                if len(left) >= _HARDLY:
+                in_a_row.add(_place(look))
+                if len(in_a_row) >= _HARDLY:
                     self._note_trouble(error)
                     return left + batch[number + 1 :]
+            else:
+                in_a_row.clear()
         return left
 
     def _is_away(self, error: CollectorError) -> bool:
@@ -192,10 +206,17 @@ class Loader:
         log.info("the database is back", waiting_on_disk=self._spool.files)
 
     def _drain(self) -> None:
-        waiting = self._spool.waiting(_BATCH)
+        now = monotonic()
+        waiting = self._spool.waiting(
+            _BATCH, besides={path for path, (until, _) in self._put_off.items() if until > now}
+        )
         if not waiting:
+            self._drain_at = now + _RETRY
             return
+        self._choking.clear()
         left = {id(look) for look in self._store_all([spooled.look for spooled in waiting])}
+        for spooled in waiting:
+            self._put_off_if_choking(spooled)
         try:
             self._spool.remove(spooled for spooled in waiting if id(spooled.look) not in left)
         except SpoolError as error:
@@ -205,6 +226,12 @@ class Loader:
             log.info("nothing waits on disk any more")
         elif len(left) == len(waiting):
             self._drain_at = monotonic() + _RETRY
+
+    def _put_off_if_choking(self, spooled: Spooled) -> None:
+        """Let the others that wait on disk pass a look that the database chokes on."""
+        _, pause = self._put_off.pop(spooled.path, (0.0, _PUT_OFF))
+        if id(spooled.look) in self._choking:
+            self._put_off[spooled.path] = (monotonic() + pause, min(2 * pause, _LONGEST_PUT_OFF))
 
     def _write(self, looks: list[Look]) -> None:
         """Put looks on disk; where even that fails they stay in the queue, and polling stops."""
@@ -220,6 +247,11 @@ class Loader:
                 self._unwritten = len(looks)
         else:
             self._unwritten = 0
+
+
+def _place(look: Look) -> tuple[str, str | None]:
+    where = look.target if isinstance(look, Scan) else look
+    return where.account_id, where.region
 
 
 def _name(look: Look) -> str:

@@ -54,6 +54,8 @@ def configure(format_: Format, *, verbose: bool) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
+    # Credentials that cannot be refreshed fail the look, which says so; the library adds a traceback.
+    logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
     logging.getLogger("collector").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, timedelta
@@ -147,8 +147,11 @@ class Spool:
             self._withdraw(drafts)
             raise
 
-    def waiting(self, limit: int) -> list[Spooled]:
-        """Return at most ``limit`` looks, the oldest of all targets first; damaged files are set aside."""
+    def waiting(self, limit: int, *, besides: Collection[Path] = ()) -> list[Spooled]:
+        """Return at most ``limit`` looks, the oldest of all targets first; damaged files are set aside.
+
+        ``besides`` are files that are left out for now.
+        """
         names = [(entry.name, folder) for folder, entry in self._looks(abandoned=self._set_aside)]
         if len(names) != self._files:  # another process was here
             self._count()
@@ -156,7 +159,7 @@ class Spool:
         found: list[Spooled] = []
         while names and len(found) < limit:
             name, folder = heapq.heappop(names)
-            if (look := self._read(folder / name)) is not None:
+            if folder / name not in besides and (look := self._read(folder / name)) is not None:
                 found.append(Spooled(folder / name, look))
         return found
 

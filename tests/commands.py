@@ -39,6 +39,7 @@ class Shell:
             "LANG": "C.UTF-8",
             "COLUMNS": "200",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "COLLECTOR_LISTEN": "127.0.0.1:0",
             **variables,
         }
 

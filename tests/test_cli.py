@@ -13,11 +13,14 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, make_url
 
+from collector.commands.wiring import spool_of
+from collector.config import load
 from collector.simulator import Fleet, SimulatedClock, Simulator
 from collector.simulator.faults import Denied
 from collector.warehouse import schema
 from collector.warehouse.embedded import EmbeddedPostgres
 from tests.commands import CHECKOUT, NOTHING, PLACE, SAMPLES, Shell, row_counts
+from tests.factories import scan, task
 
 ACCOUNT = "111122223333"
 REGIONS = ("eu-central-1", "eu-west-1", "us-east-1")
@@ -64,7 +67,10 @@ def rows(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
 COMMON = {"--config", "--region", "--account", "--log-format", "--verbose", "--help"}
 OWN = {
     "run": set[str](),
-    "backfill": {"--source", "--observed-at", "--complete", "--dry-run", "--json"},
+    "backfill": {"--source", "--observed-at", "--complete", "--dry-run", "--spool", "--json"},
+    "status": {"--json"},
+    "check": set[str](),
+    "iam-policy": {"--hub"},
     "migrate": {"--check", "--sql"},
     "psql": set[str](),
     "demo": {"--seconds"},
@@ -107,6 +113,8 @@ def test_version(shell: Shell) -> None:
         (["backfill", "--source", "rumour"], "'rumour'"),
         (["backfill", "--source", "api", NONE], "--source and FILES exclude each other"),
         (["backfill", "--complete"], "--observed-at and --complete speak of FILES"),
+        (["backfill", "--spool", NONE], "--spool stands alone"),
+        (["iam-policy", "--hub"], "role_arn"),
         (["demo", "--seconds", "0"], "--seconds"),
         (["--region", "mars-1", "migrate", "--sql"], "regions: no Region is called 'mars-1'"),
         (["migrate", "--sql", "--region", "mars-1"], "regions: no Region is called 'mars-1'"),
@@ -297,6 +305,34 @@ def test_process_substitution(shell: Shell, database_url: str) -> None:
     assert row_counts(database_url)["scans"] == 1
 
 
+def test_what_waits_on_disk(shell: Shell, database_url: str) -> None:
+    """``--spool`` stores it once; a dry run says how much, and leaves it there."""
+    settings = load({"data_dir": shell.folder / "data"})
+    spool_of(settings).append([scan(1, task("a")), scan(2)])
+
+    dry = shell("backfill", "--spool", "--dry-run", COLLECTOR_DATA_DIR=str(settings.data_dir))
+    assert (dry.code, row_counts(database_url)) == (0, NOTHING)
+    assert dry.out.splitlines()[-1].startswith("2 scans would be stored")
+
+    ended = shell("backfill", "--spool", "--json", COLLECTOR_DATA_DIR=str(settings.data_dir))
+    assert (ended.code, json.loads(ended.out)["scans"]) == (0, 2)
+    assert (row_counts(database_url)["scans"], spool_of(settings).files) == (2, 0)
+
+
+def test_status_policy_and_check(shell: Shell, database_url: str, simulator: Simulator) -> None:
+    """The commands that only tell do, from the outside in."""
+    shell("backfill", **simulator.environment)
+
+    status = shell("status", "--json", "--region", "eu-west-1")
+    assert [target["region"] for target in json.loads(status.out)["targets"]] == ["eu-west-1"]
+    policy = json.loads(shell("iam-policy").out)
+    assert "ec2:DescribeImportImageTasks" in policy["Statement"][0]["Action"]
+    check = shell("check", COLLECTOR_DATA_DIR=str(shell.folder / "data"), **simulator.environment)
+    assert (check.code, check.err) == (0, "")
+    assert ACCOUNT in check.out
+    assert database_url not in check.out
+
+
 # The API
 
 
@@ -360,7 +396,11 @@ def test_no_credentials(shell: Shell, database_url: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["--account", "999999999999"], f"--account: the credentials are those of account {ACCOUNT}"),
+        (
+            ["--account", "999999999999"],
+            "--account: 999999999999 is not among the accounts that these credentials and the configuration"
+            f" lead to: {ACCOUNT}",
+        ),
         (["--region", "ap-*"], f"regions: no enabled Region of account {ACCOUNT} is among ap-*"),
     ],
 )
@@ -409,7 +449,7 @@ def test_reader_that_goes_away(shell: Shell) -> None:
     assert (ended.out.count("\n"), ended.err) == (1, "")
 
 
-@pytest.mark.parametrize("arguments", [["migrate"], ["backfill", NONE, *PLACE], ["run"]])
+@pytest.mark.parametrize("arguments", [["migrate"], ["backfill", NONE, *PLACE], ["status"]])
 def test_unreachable_database(shell: Shell, arguments: list[str]) -> None:
     """A database that cannot be reached is a sentence, without the password."""
     ended = shell(*arguments)

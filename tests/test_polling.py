@@ -1,23 +1,360 @@
 """Which targets are due, looks side by side, leases around them, and instants that never repeat."""
 
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from itertools import chain
+from random import Random
 from time import monotonic
 
 import pytest
 
 from collector.clock import never_the_same_twice, utc_now
 from collector.domain import Failure, Scan, Target
+from collector.errors import WarehouseError
 from collector.polling import Cadence, leased, look_at_all
 from tests.factories import START, TARGET, at, scan, task
 
 OTHER = Target("111122223333", "us-east-1")
-FAILED = Failure(TARGET.account_id, TARGET.region, START, "AuthFailure", "no")
 BUSY = scan(0, task("a"))
 IDLE = scan(0, task("a", Status="completed"))
+PARTIAL = scan(0, task("a", Status="completed"), complete=False)
+INTERVAL, IDLE_INTERVAL = 60.0, 900.0
+NOW = 1000.0
+
+
+def failed(code: str = "AuthFailure") -> Failure:
+    """Return a look that failed."""
+    return Failure(TARGET.account_id, TARGET.region, START, code, "no")
+
+
+def cadence_of(
+    *targets: Target, concurrency: int = 64, seed: int = 0, idle: float = IDLE_INTERVAL
+) -> Cadence:
+    """Return when targets are due: busy ones every minute, idle ones every quarter of an hour."""
+    cadence = Cadence(
+        interval=timedelta(seconds=INTERVAL),
+        idle_interval=timedelta(seconds=idle),
+        concurrency=concurrency,
+        chance=Random(seed),
+    )
+    cadence.set_targets(targets)
+    return cadence
+
+
+def take_all(cadence: Cadence, now: float) -> list[Target]:
+    """Take whatever may be looked at."""
+    return list(iter(lambda: cadence.take(now), None))
+
+
+def due_at(cadence: Cadence, since: float) -> float:
+    """Return the second at which something is due; it is taken then."""
+    return next(since + seconds for seconds in range(100_000) if cadence.take(since + seconds))
+
+
+def pauses(cadence: Cadence, *results: Scan | Failure | None, now: float = NOW) -> Iterator[float]:
+    """Look at the one target that there is, again and again, and yield the pauses between the looks."""
+    assert cadence.take(now)
+    for result in results:
+        cadence.done(TARGET, result, now)
+        before, now = now, due_at(cadence, now)
+        yield now - before
+
+
+def accounts(number: int, region: str = TARGET.region) -> list[Target]:
+    """Return one Region of several accounts."""
+    return [Target(f"{account:012}", region) for account in range(number)]
+
+
+# When a target is due
+
+
+def test_new_targets_are_due_at_once_accounts_outside_and_regions_inside() -> None:
+    """So that an account's connections are used again, and no Region is looked at in a burst."""
+    targets = [Target(account, region) for account in ("1" * 12, "2" * 12) for region in ("eu", "us")]
+    assert take_all(cadence_of(*reversed(targets)), NOW) == targets
+
+
+def test_a_target_in_flight_is_not_due() -> None:
+    """Nobody looks at a target that is being looked at."""
+    cadence = cadence_of(TARGET)
+    assert cadence.take(NOW) == TARGET
+    assert cadence.take(1e9) is None
+
+
+@pytest.mark.parametrize(
+    ("result", "longest"),
+    [
+        pytest.param(BUSY, INTERVAL, id="unfinished tasks"),
+        pytest.param(IDLE, IDLE_INTERVAL, id="finished tasks"),
+        pytest.param(scan(0), IDLE_INTERVAL, id="no tasks"),
+        pytest.param(PARTIAL, INTERVAL, id="not everything was seen"),
+        pytest.param(failed(), INTERVAL, id="failed"),
+        pytest.param(None, INTERVAL, id="another collector was at it"),
+    ],
+)
+def test_the_result_says_when_a_target_is_due_again(result: Scan | Failure | None, longest: float) -> None:
+    """Only a target that is known to be idle waits for long; none is due much earlier, and never later."""
+    for seed in range(20):
+        _, pause = pauses(cadence_of(TARGET, seed=seed), BUSY, result)
+        assert 0.9 * longest <= pause <= longest + 1
+
+
+def test_the_pause_counts_from_the_beginning_of_a_look() -> None:
+    """A slow look does not stretch the interval, and one that outlasts it is due again at once."""
+    cadence = cadence_of(TARGET)
+    next(pauses(cadence, BUSY))
+    started = due_at(cadence, NOW + 2 * INTERVAL)
+    cadence.done(TARGET, BUSY, started + INTERVAL / 2)
+    assert due_at(cadence, started) <= started + INTERVAL + 1
+    cadence.done(TARGET, BUSY, started + 10 * INTERVAL)
+    assert cadence.take(started + 10 * INTERVAL) == TARGET
+
+
+def test_targets_that_begin_together_spread_over_the_interval() -> None:
+    """Their second looks fall into every tenth of it but the first."""
+    targets = accounts(200)
+    cadence = cadence_of(*targets, concurrency=200)
+    for target in take_all(cadence, NOW):
+        cadence.done(target, IDLE, NOW)
+    due = Counter(
+        int(10 * seconds / IDLE_INTERVAL)
+        for seconds in range(int(IDLE_INTERVAL) + 1)
+        for _ in take_all(cadence, NOW + seconds)
+    )
+    assert set(due) - {10} == set(range(1, 10))
+    assert sum(due.values()) == len(targets)
+
+
+def test_an_idle_target_that_shows_an_unfinished_task_becomes_active() -> None:
+    """It is promoted by the first look that sees the task, and goes back when that has ended."""
+    first, idle, active, idle_again = pauses(cadence_of(TARGET), IDLE, IDLE, BUSY, IDLE)
+    assert first < IDLE_INTERVAL + 1
+    assert idle > 0.9 * IDLE_INTERVAL - 1
+    assert active <= INTERVAL + 1
+    assert idle_again > 0.9 * IDLE_INTERVAL - 1
+
+
+def test_a_failing_target_is_asked_less_and_less_often_down_to_the_idle_interval() -> None:
+    """Twice as long each time; one good look ends that."""
+    denied = [failed()] * 40
+    found = list(pauses(cadence_of(TARGET), BUSY, *denied, BUSY, failed()))[1:]
+    for number, pause in enumerate(found[:40]):
+        longest = min(INTERVAL * 2.0**number, IDLE_INTERVAL)
+        assert 0.9 * longest <= pause <= longest + 1
+    assert all(pause <= INTERVAL + 1 for pause in found[40:])
+
+
+def test_a_target_that_another_collector_looks_at_has_not_recovered() -> None:
+    """Only a look of one's own says that it answers again."""
+    *_, before, other, after = pauses(cadence_of(TARGET), failed(), failed(), failed(), None, failed())
+    assert other <= INTERVAL + 1 < before < after
+
+
+def test_an_idle_interval_below_the_interval_is_the_interval() -> None:
+    """Idle targets are never looked at more often than busy ones."""
+    _, pause = pauses(cadence_of(TARGET, idle=1), IDLE, IDLE)
+    assert pause >= 0.9 * INTERVAL
+
+
+def test_the_longest_interval_is_never_exceeded() -> None:
+    """A day, whatever chance says and whatever the result: EC2 forgets after seven."""
+    day = timedelta(hours=24)
+    results = [IDLE, failed(), BUSY, *[failed("ReadTimeout")] * 30, IDLE, None, PARTIAL]
+    for seed in range(20):
+        cadence = Cadence(interval=day, idle_interval=day, concurrency=8, chance=Random(seed))
+        cadence.set_targets([TARGET])
+        now = NOW
+        for result in results:
+            assert cadence.take(now) == TARGET
+            cadence.done(TARGET, result, now)
+            now += day.total_seconds()
+
+
+def test_the_longest_due_target_comes_first() -> None:
+    """Whatever its account and Region are called."""
+    cadence = cadence_of(TARGET, OTHER)
+    assert take_all(cadence, NOW) == [TARGET, OTHER]
+    cadence.done(OTHER, BUSY, NOW)
+    assert due_at(cadence, NOW)
+    cadence.done(OTHER, BUSY, NOW + 100)
+    cadence.done(TARGET, IDLE, NOW + 100)
+    assert take_all(cadence, NOW + 1e6) == [OTHER, TARGET]
+
+
+# Targets that come and go
+
+
+def test_targets_that_are_taken_away_are_not_due() -> None:
+    """A Region that was disabled is left alone; others keep their times."""
+    cadence = cadence_of(TARGET, OTHER)
+    assert cadence.take(NOW) == TARGET
+    cadence.done(TARGET, BUSY, NOW)
+    cadence.set_targets([TARGET])
+    assert cadence.targets == {TARGET}
+    assert due_at(cadence, NOW) > NOW
+    assert take_all(cadence, 1e9) == []
+
+
+def test_a_target_taken_away_in_flight_does_not_come_back() -> None:
+    """Its last look may end; there is no next one."""
+    cadence = cadence_of(TARGET, OTHER)
+    take_all(cadence, NOW)
+    cadence.set_targets([OTHER])
+    cadence.done(TARGET, BUSY, NOW)
+    assert take_all(cadence, 1e9) == []
+
+
+def test_a_target_in_flight_over_a_discovery_is_not_looked_at_twice() -> None:
+    """Also when it was gone in between; it is due again only after its look."""
+    cadence = cadence_of(TARGET)
+    assert cadence.take(NOW) == TARGET
+    cadence.set_targets([])
+    cadence.set_targets([TARGET])
+    assert cadence.take(1e9) is None
+    cadence.done(TARGET, BUSY, NOW)
+    assert take_all(cadence, NOW + INTERVAL) == [TARGET]
+
+
+def test_a_target_that_comes_back_is_due_at_once_and_once() -> None:
+    """What was planned for it before is forgotten, and so are its failures."""
+    cadence = cadence_of(TARGET)
+    assert list(pauses(cadence, *[failed()] * 9))
+    cadence.done(TARGET, failed(), NOW + 1e4)
+    cadence.set_targets([])
+    cadence.set_targets([TARGET])
+    assert take_all(cadence, NOW) == [TARGET]
+    cadence.done(TARGET, failed(), NOW)
+    assert take_all(cadence, NOW + INTERVAL) == [TARGET]
+
+
+# Regions that hang
+
+
+def test_one_region_gets_a_share_of_all_looks() -> None:
+    """A Region that hangs must not fill the pool for others."""
+    slow = accounts(100, "eu-slow-1")
+    cadence = cadence_of(*slow, *accounts(1, "b"), *accounts(1, "c"), *accounts(1, "d"), concurrency=16)
+    taken = Counter(target.region for target in take_all(cadence, NOW))
+    assert taken == {"eu-slow-1": 4, "b": 1, "c": 1, "d": 1}
+
+
+def test_the_only_region_gets_all_looks() -> None:
+    """Sharing is for those who have somebody to share with."""
+    assert len(take_all(cadence_of(*accounts(100), concurrency=64), NOW)) >= 64
+
+
+def silenced() -> Cadence:
+    """Return ten accounts in a Region that has not answered three looks of three accounts."""
+    cadence = cadence_of(*accounts(10), OTHER)
+    for code in ("DeadlineExceeded", "ConnectTimeout", "EndpointConnection"):
+        target = cadence.take(NOW)
+        assert target
+        cadence.done(target, failed(code), NOW)
+    return cadence
+
+
+def test_a_region_that_does_not_answer_gets_one_look_at_a_time() -> None:
+    """Three looks in silence trip the breaker, whichever accounts they were for; others are polled on."""
+    cadence = silenced()
+    assert cadence.silent_regions() == [TARGET.region]
+    assert take_all(cadence, NOW) == [OTHER]
+    (probe,) = take_all(cadence, NOW + INTERVAL)
+    assert probe.region == TARGET.region
+
+
+def test_a_region_is_tried_less_and_less_often_but_within_minutes() -> None:
+    """Its silence costs no more than one look in five minutes, and its recovery is noticed soon."""
+    cadence, now = silenced(), NOW
+    take_all(cadence, now)
+    rests: list[float] = []
+    for _ in range(10):
+        before = now
+        while not (probe := cadence.take(now)):
+            now += 1
+        rests.append(now - before)
+        cadence.done(probe, failed("ReadTimeout"), now)
+    assert rests == sorted(rests)
+    assert rests[0] <= INTERVAL
+    assert rests[-1] == 300
+
+
+@pytest.mark.parametrize("answer", [IDLE, failed("UnauthorizedOperation"), failed("RequestLimitExceeded")])
+def test_any_answer_closes_the_breaker(answer: Scan | Failure) -> None:
+    """A denial too: the Region is there."""
+    cadence = silenced()
+    take_all(cadence, NOW)
+    (probe,) = take_all(cadence, NOW + INTERVAL)
+    cadence.done(probe, answer, NOW + INTERVAL)
+    assert cadence.silent_regions() == []
+    assert len(take_all(cadence, NOW + INTERVAL)) >= 6
+
+
+@pytest.mark.parametrize("between", [IDLE, failed("AuthFailure")])
+def test_silence_must_be_in_a_row(between: Scan | Failure) -> None:
+    """A lost look now and then is no sign of a Region that hangs."""
+    cadence = cadence_of(*accounts(10))
+    for _ in range(2):
+        for result in (failed("ReadTimeout"), failed("ReadTimeout"), between):
+            target = cadence.take(NOW)
+            assert target
+            cadence.done(target, result, NOW)
+    assert cadence.silent_regions() == []
+
+
+# How it keeps up
+
+
+def test_lag_is_how_long_the_longest_due_target_waits() -> None:
+    """Neither those in flight nor new ones count, and none that is not due yet."""
+    cadence = cadence_of(TARGET, OTHER)
+    assert cadence.lag(NOW) == 0
+    take_all(cadence, NOW)
+    assert cadence.lag(1e9) == 0
+    cadence.done(TARGET, BUSY, NOW)
+    assert cadence.lag(NOW) == 0
+    assert 1000 - INTERVAL <= cadence.lag(NOW + 1000) <= 1000
+
+
+def test_a_region_that_rests_is_no_lag() -> None:
+    """It waits by intent."""
+    cadence = silenced()
+    take_all(cadence, NOW)
+    assert cadence.lag(NOW + 1e6) == 0
+
+
+def test_many_threads_never_have_one_target_twice() -> None:
+    """Eight take and finish as fast as they can, while a ninth discovers; every target gets its turns."""
+    targets = [Target(account.account_id, region) for region in ("a", "b", "c") for account in accounts(5)]
+    cadence = cadence_of(*targets, concurrency=8)
+    clock = iter(range(10**9))
+    flying = {target: threading.Lock() for target in targets}
+    turns: list[Target] = []
+
+    def look() -> None:
+        while len(turns) < 3000:
+            target = cadence.take(NOW + 1000 * next(clock))
+            if target is not None:
+                assert flying[target].acquire(blocking=False)
+                turns.append(target)
+                flying[target].release()
+                cadence.done(target, BUSY, NOW)
+
+    def discover() -> None:
+        while len(turns) < 3000:
+            cadence.set_targets(targets[:-1])
+            cadence.set_targets(targets)
+
+    with ThreadPoolExecutor(9) as pool:
+        works = [pool.submit(work) for work in [look] * 8 + [discover]]
+        for work in works:
+            work.result(timeout=60)
+    assert set(turns) == set(targets)
+
+
+# Looks side by side, and leases around them
 
 
 class Booked:
@@ -40,91 +377,16 @@ class Booked:
         self.taken.remove(target)
 
 
-@pytest.fixture
-def cadence() -> Cadence:
-    """Busy targets every minute, idle ones every quarter of an hour; two of them."""
-    cadence = Cadence(interval=timedelta(seconds=60), idle_interval=timedelta(seconds=900))
-    cadence.set_targets([TARGET, OTHER])
-    return cadence
+class Away:
+    """Leases that nobody can be asked for."""
 
+    def acquire(self, target: Target) -> bool:
+        """Fail."""
+        raise WarehouseError(f"nobody can be asked about {target}")
 
-def due_after(cadence: Cadence, result: Scan | Failure | None) -> float:
-    """Say after how many seconds a target is due again whose look had this result."""
-    cadence.set_targets([TARGET])
-    assert cadence.take_due(1000) == [TARGET]
-    cadence.done(TARGET, result)
-    return next(seconds for seconds in range(2000) if cadence.take_due(1000 + seconds))
-
-
-def test_new_targets_are_due_at_once_and_only_once(cadence: Cadence) -> None:
-    """Nobody looks at a target that is being looked at."""
-    assert cadence.take_due(1000) == [TARGET, OTHER]
-    assert cadence.take_due(1e9) == []
-
-
-@pytest.mark.parametrize(
-    ("result", "seconds"),
-    [
-        pytest.param(BUSY, 60, id="unfinished tasks"),
-        pytest.param(IDLE, 900, id="finished tasks"),
-        pytest.param(scan(0), 900, id="no tasks"),
-        pytest.param(FAILED, 60, id="failed"),
-        pytest.param(None, 60, id="another collector was at it"),
-    ],
-)
-def test_the_result_says_when_a_target_is_due_again(
-    cadence: Cadence, result: Scan | Failure | None, seconds: float
-) -> None:
-    """Only a target that is known to be idle waits for long."""
-    assert due_after(cadence, result) == seconds
-
-
-def test_an_idle_target_that_shows_a_new_task_becomes_active(cadence: Cadence) -> None:
-    """It is promoted by the first look that sees the task."""
-    assert due_after(cadence, IDLE) == 900
-    cadence.done(TARGET, BUSY)
-    assert cadence.take_due(1900 + 59) == []
-    assert cadence.take_due(1900 + 60) == [TARGET]
-
-
-def test_an_idle_interval_below_the_interval_is_the_interval() -> None:
-    """Idle targets are never looked at more often than busy ones."""
-    cadence = Cadence(interval=timedelta(seconds=60), idle_interval=timedelta(seconds=1))
-    assert due_after(cadence, IDLE) == 60
-
-
-def test_the_longest_due_target_comes_first(cadence: Cadence) -> None:
-    """A crowd of new targets does not starve the others."""
-    cadence.take_due(1000)
-    cadence.done(OTHER, BUSY)
-    cadence.take_due(1100)
-    cadence.done(TARGET, BUSY)
-    cadence.done(OTHER, BUSY)
-    assert cadence.take_due(5000) == [TARGET, OTHER]
-
-
-def test_a_target_that_is_taken_away_is_not_due(cadence: Cadence) -> None:
-    """A Region that was disabled is left alone."""
-    cadence.set_targets([OTHER])
-    assert cadence.take_due(1000) == [OTHER]
-
-
-def test_a_target_taken_away_in_flight_does_not_come_back(cadence: Cadence) -> None:
-    """Its last look may end; there is no next one."""
-    cadence.take_due(1000)
-    cadence.set_targets([OTHER])
-    cadence.done(TARGET, BUSY)
-    assert cadence.take_due(1e9) == []
-
-
-def test_a_target_that_stays_in_flight_over_a_discovery_is_not_looked_at_twice(cadence: Cadence) -> None:
-    """It is due again only after its look."""
-    cadence.take_due(1000)
-    cadence.set_targets([])
-    cadence.set_targets([TARGET, OTHER])
-    assert cadence.take_due(1e9) == []
-    cadence.done(TARGET, BUSY)
-    assert cadence.take_due(1060) == [TARGET]
+    def release(self, target: Target) -> None:
+        """Never happen."""
+        raise AssertionError(target)
 
 
 def test_all_targets_are_looked_at_side_by_side_but_no_more_than_allowed() -> None:
@@ -156,7 +418,7 @@ def test_a_look_that_raises_ends_the_rest_and_is_raised() -> None:
 def test_a_lease_is_held_during_the_look_and_given_back() -> None:
     """The lease brackets the look."""
     leases = Booked()
-    look = leased(lambda target: BUSY if target in leases.taken else FAILED, leases, patience=timedelta(0))
+    look = leased(lambda target: BUSY if target in leases.taken else failed(), leases, patience=timedelta(0))
     assert look(TARGET) == BUSY
     assert leases.taken == set()
 
@@ -195,6 +457,11 @@ def test_a_lease_is_waited_for() -> None:
         assert leases.asked.acquire(timeout=10)
         leases.release(TARGET)
         assert result.result(timeout=10) == BUSY
+
+
+def test_where_nobody_can_be_asked_for_a_lease_the_look_goes_on() -> None:
+    """The database is away, and so is everybody else who would ask it."""
+    assert leased(lambda _: BUSY, Away(), patience=timedelta(0))(TARGET) == BUSY
 
 
 @pytest.mark.parametrize("now", [utc_now, lambda: START], ids=["real clock", "clock that stands still"])

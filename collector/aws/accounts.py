@@ -5,15 +5,18 @@ assuming it again, the caller's own by reading boto3's variables and files again
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
 from botocore.credentials import DeferredRefreshableCredentials
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import BotoCoreError, NoCredentialsError
 
-from collector.aws.clients import AwsUnavailableError, Clients, acting_as, new_session
+from collector.aws import deadline
+from collector.aws.clients import AwsUnavailableError, Clients, Credentials, acting_as, new_session
+from collector.aws.failures import EndlessListingError, UnusableAnswerError
 from collector.errors import UsageError
 
 SESSION_NAME = "vm-import-collector"
@@ -34,21 +37,36 @@ NO_LONGER_TAKEN = frozenset(
 _DURATION = 3600
 """Seconds that a role's credentials are good for; every role allows an hour."""
 
-_RENEWAL_PAUSE = 30.0
+RENEWAL_PAUSE = 30.0
 """Seconds: credentials that are refused for good are not made anew with every look."""
 
 _REFUSAL_HOLDS = 3.0
 """Seconds."""
 
+_NO_LIST = "AWS does not say which accounts the organization has (organizations:ListAccounts)"
+
+
+class AccountChangedError(BotoCoreError):  # type: ignore[misc] # the library has no types
+    """What the own account's tasks are must not be told by another account."""
+
+    fmt = (
+        "the credentials now belong to account {now}, no longer to {before}: put those back, or let the"
+        " collector begin anew (SIGHUP, or a restart)"
+    )
+
 
 class RenewableCredentials:
-    """Credentials that are made at their first use, and again after ``renew``; for any number of threads."""
+    """Credentials that are made at their first use, and again after ``renew``; for any number of threads.
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    ``pause`` is how many seconds they are kept before they are made anew.
+    """
+
+    def __init__(self, make: Callable[[], Any], *, pause: float = RENEWAL_PAUSE) -> None:
         self._make = make
+        self._pause = pause
         self._lock = threading.Lock()
         self._made: Any = None
-        self._made_at = -_RENEWAL_PAUSE
+        self._made_at = -pause
         self._refusal: Exception | None = None
         self._refused_at = 0.0
 
@@ -57,17 +75,20 @@ class RenewableCredentials:
 
         Raises:
             ClientError, BotoCoreError: there are none, or the role cannot be assumed.
+            DeadlineExceededError: others have been waiting for them, and the time of this look is over.
         """
-        with self._lock:
+        limit = deadline.current()
+        with self._locked(limit):
             # The looks at all Regions of an account that refuses us come at once; one question is enough.
             if self._refusal and monotonic() - self._refused_at < _REFUSAL_HOLDS:
-                raise self._refusal
+                raise self._refusal.with_traceback(None)  # else it grows with every look
             try:
                 if self._made is None:
                     self._made, self._made_at = self._make(), monotonic()
                 frozen = self._made.get_frozen_credentials()
             except Exception as error:
-                self._refusal, self._refused_at = error, monotonic()
+                if limit is None or limit.remaining:  # else it says more of this look than of the account
+                    self._refusal, self._refused_at = error, monotonic()
                 raise
             self._refusal = None
             return frozen
@@ -75,8 +96,18 @@ class RenewableCredentials:
     def renew(self) -> None:
         """Make them anew at their next use, because AWS no longer takes these."""
         with self._lock:
-            if monotonic() - self._made_at > _RENEWAL_PAUSE:
+            if monotonic() - self._made_at >= self._pause:
                 self._made = None
+
+    @contextmanager
+    def _locked(self, limit: deadline.Deadline | None) -> Iterator[None]:
+        """Wait for whoever is making them, but not beyond the deadline of a look."""
+        if not self._lock.acquire(timeout=-1 if limit is None else limit.remaining):
+            raise deadline.DeadlineExceededError
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +140,8 @@ class Accounts:
     """Says which accounts there are, and acts for them.
 
     ``roles`` and ``organization`` exclude each other; without both it is the credentials' own account.
-    ``only`` are the account ids that the command line names; none: all.
+    ``only`` are the account ids that the command line names; none: all. Credentials that AWS no longer takes
+    are made anew, but not before ``renewal_pause`` (seconds) is over.
     """
 
     def __init__(
@@ -119,50 +151,71 @@ class Accounts:
         roles: Sequence[Role] = (),
         organization: Organization | None = None,
         only: Sequence[str] = (),
+        renewal_pause: float = RENEWAL_PAUSE,
     ) -> None:
         self._clients = clients
         self._roles = roles or (Role(),)
         self._organization = organization
         self._only = frozenset(only)
-        self._own = RenewableCredentials(_own_credentials)
+        self._renewal_pause = renewal_pause
+        self._own = RenewableCredentials(self._own_credentials, pause=renewal_pause)
         self._known: dict[str, Account] = {}
-        self._caller: tuple[str, str] | None = None
+        self._caller: str | None = None
 
-    def own_account(self) -> tuple[str, str]:
-        """Return the id and the partition of the credentials' own account.
+    @property
+    def own(self) -> Credentials:
+        """The caller's own credentials, by which roles are assumed."""
+        return self._own
+
+    def own_arn(self) -> str:
+        """Return whose the credentials are.
 
         Raises:
             AwsUnavailableError: nobody answers, or the credentials are not accepted.
         """
         if self._caller is None:
-            arn = self._ask(
+            self._caller = self._ask(
                 lambda: self._clients.sts().get_caller_identity(),
                 "Arn",
                 "AWS does not say whose credentials these are"
                 f" (sts:GetCallerIdentity in {self._clients.home})",
             )
-            _, partition, _, _, account_id, *_ = arn.split(":")
-            self._caller = account_id, partition
         return self._caller
+
+    def own_account(self) -> tuple[str, str]:
+        """Return the id and the partition of the credentials' own account.
+
+        Raises:
+            AwsUnavailableError: as ``own_arn``.
+        """
+        _, partition, _, _, account_id, *_ = self.own_arn().split(":")
+        return account_id, partition
 
     def current(self) -> list[Account]:
         """Return the accounts, sorted; each keeps its credentials from call to call.
 
         Raises:
             AwsUnavailableError: the caller's own account or the organization is needed, and AWS does not say.
-            UsageError: the command line names one that is none of them.
+            UsageError: the command line names one that is none of them, or two roles are of one account.
         """
-        roles = self._organization_roles() if self._organization else self._roles
-        found = {self._account_id(role): role for role in roles}
+        found = self._accounts(self._organization_roles() if self._organization else self._roles)
         if unknown := sorted(self._only - found.keys()):
             raise UsageError(
                 f"--account: {', '.join(unknown)} is not among the accounts that these credentials and the"
                 f" configuration lead to: {_few(sorted(found))}"
             )
-        for account_id, role in found.items():
-            if account_id not in self._known:
-                self._known[account_id] = Account(account_id, self._credentials(role), role.regions)
-        return [self._known[account_id] for account_id in sorted(self._only or found)]
+        return [found[account_id] for account_id in sorted(self._only or found)]
+
+    def remembered(self, account_ids: Collection[str]) -> list[Account]:
+        """Return the accounts of the organization as they were known, because it cannot be asked.
+
+        Raises:
+            AwsUnavailableError: nobody says which of them is the caller's own.
+        """
+        if self._organization is None or not account_ids:
+            return []
+        found = self._accounts(self._roles_in(account_ids))
+        return [found[account_id] for account_id in sorted(found) if account_id in (self._only or found)]
 
     def account(self, account_id: str) -> Account:
         """Return an account that was listed before."""
@@ -196,6 +249,19 @@ class Accounts:
                 renew_if_refused(self._own, error.code)
                 raise
 
+    def _accounts(self, roles: Sequence[Role]) -> dict[str, Account]:
+        """Return the accounts of roles by their ids; each keeps its credentials from call to call."""
+        found: dict[str, Account] = {}
+        for role in roles:
+            if (account_id := self._account_id(role)) in found:
+                raise UsageError(
+                    f"accounts: named twice: {account_id}, by its role and as the credentials' own"
+                )
+            if account_id not in self._known:
+                self._known[account_id] = Account(account_id, self._credentials(role), role.regions)
+            found[account_id] = self._known[account_id]
+        return found
+
     def _account_id(self, role: Role) -> str:
         return role.arn.split(":")[4] if role.arn else self.own_account()[0]
 
@@ -203,17 +269,35 @@ class Accounts:
         if role.arn is None:
             return self._own
         return RenewableCredentials(
-            lambda: DeferredRefreshableCredentials(lambda: self._assume(role), "assume-role")
+            lambda: DeferredRefreshableCredentials(lambda: self._assume(role), "assume-role"),
+            pause=self._renewal_pause,
         )
+
+    def _own_credentials(self) -> Any:
+        """Read boto3's variables and files anew; what they hold now must be of the same account."""
+        credentials = new_session().get_credentials()
+        if credentials is None:
+            raise NoCredentialsError
+        if self._caller is not None:
+            before = self._caller.split(":")[4]
+            with acting_as(credentials), deadline.lent():
+                now = self._clients.sts().get_caller_identity()["Arn"].split(":")[4]
+            if now != before:
+                raise AccountChangedError(now=now, before=before)
+        return credentials
 
     def _assume(self, role: Role) -> dict[str, Any]:
         """Assume a role, within whatever deadline the request has that needs its credentials."""
         external_id = {"ExternalId": role.external_id} if role.external_id else {}
-        with acting_as(self._own):
-            answer = self._clients.sts().assume_role(
-                RoleArn=role.arn, RoleSessionName=SESSION_NAME, DurationSeconds=_DURATION, **external_id
-            )
-        given = answer["Credentials"]
+        try:
+            with acting_as(self._own), deadline.lent():
+                given = self._clients.sts().assume_role(
+                    RoleArn=role.arn, RoleSessionName=SESSION_NAME, DurationSeconds=_DURATION, **external_id
+                )["Credentials"]
+        except KeyError as error:  # botocore's or ours, of an answer that is XML, but a proxy's
+            raise UnusableAnswerError(
+                "the answer names no Credentials; did a proxy answer for AWS?"
+            ) from error
         return {
             "access_key": given["AccessKeyId"],
             "secret_key": given["SecretAccessKey"],
@@ -223,34 +307,35 @@ class Accounts:
 
     def _organization_roles(self) -> list[Role]:
         """Return a role in each active account of the organization; the caller's own needs none."""
-        assert self._organization is not None  # noqa: S101 - for the type checker
-        own, partition = self.own_account()
         active: list[str] = []
-        token: dict[str, str] = {}
+        tokens: list[str] = []
         while True:
-            answer = self._organization_page(token)
+            answer = self._organization_page({"NextToken": tokens[-1]} if tokens else {})
             active += [one["Id"] for one in answer["Accounts"] if _is_active(one)]
-            if not answer.get("NextToken"):
-                break
-            token = {"NextToken": answer["NextToken"]}
-        name = self._organization.role_name
-        return [
-            Role(None if account_id == own else f"arn:{partition}:iam::{account_id}:role/{name}")
-            for account_id in active
-            if account_id not in self._organization.exclude
-        ]
+            token = answer.get("NextToken")
+            if not token:
+                return self._roles_in(dict.fromkeys(active))  # one may move between pages
+            if token in tokens:
+                raise AwsUnavailableError(f"{_NO_LIST}: a page token came twice", EndlessListingError.code)
+            tokens.append(token)
 
     def _organization_page(self, token: dict[str, str]) -> dict[str, Any]:
         def question() -> dict[str, Any]:
             answer: dict[str, Any] = self._clients.organizations().list_accounts(**token)
             return {"page": answer} if "Accounts" in answer else {}
 
-        page: dict[str, Any] = self._ask(
-            question,
-            "page",
-            "AWS does not say which accounts the organization has (organizations:ListAccounts)",
-        )
+        page: dict[str, Any] = self._ask(question, "page", _NO_LIST)
         return page
+
+    def _roles_in(self, account_ids: Collection[str]) -> list[Role]:
+        assert self._organization is not None  # noqa: S101 - for the type checker
+        own, partition = self.own_account()
+        name = self._organization.role_name
+        return [
+            Role(None if account_id == own else f"arn:{partition}:iam::{account_id}:role/{name}")
+            for account_id in account_ids
+            if account_id not in self._organization.exclude
+        ]
 
 
 def renew_if_refused(credentials: RenewableCredentials, code: str) -> None:
@@ -262,13 +347,6 @@ def renew_if_refused(credentials: RenewableCredentials, code: str) -> None:
 def _is_active(account: dict[str, Any]) -> bool:
     """Whether an account is in use; ``State`` is the newer of the two members that say so."""
     return str(account.get("State") or account.get("Status")) == "ACTIVE"
-
-
-def _own_credentials() -> Any:
-    credentials = new_session().get_credentials()
-    if credentials is None:
-        raise NoCredentialsError
-    return credentials
 
 
 def _few(names: Sequence[str]) -> str:

@@ -86,6 +86,8 @@ class Clients:
         )
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, str], Any] = {}
+        self._questions: set[deadline.Deadline] = set()
+        self._cancelled = False
         self._session = new_session()
         self.home = self._session.region_name or _HOME_REGION
 
@@ -110,7 +112,7 @@ class Clients:
             AwsUnavailableError: there was no answer, or it is not AWS's.
         """
         try:
-            with deadline.Deadline(self._patience) as limit:
+            with self._limit() as limit:
                 for attempt in attempts(lambda error: is_transient(error) or breaks_listing(error), limit):
                     with attempt:
                         answer = self._answer(question, member, limit)
@@ -119,6 +121,12 @@ class Clients:
                 f"{what}: {code_of(error)}: {message_of(error)}", code_of(error)
             ) from error
         return answer
+
+    def cancel(self) -> None:
+        """End all questions at once, now and from now on."""
+        self._cancelled = True
+        for limit in list(self._questions):
+            limit.cancel()
 
     def close(self) -> None:
         """Close every connection."""
@@ -134,6 +142,17 @@ class Clients:
                 client.meta.events.register("before-sign", _sign_as_current)
                 self._clients[service, region] = client
             return self._clients[service, region]
+
+    @contextmanager
+    def _limit(self) -> Iterator[deadline.Deadline]:
+        with deadline.Deadline(self._patience) as limit:
+            self._questions.add(limit)
+            try:
+                if self._cancelled:
+                    limit.cancel()
+                yield limit
+            finally:
+                self._questions.discard(limit)
 
     @staticmethod
     def _answer(question: Callable[[], dict[str, Any]], member: str, limit: deadline.Deadline) -> Any:

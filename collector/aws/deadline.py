@@ -6,7 +6,8 @@ that the look is reading from is shut down, which ends the read at once and leav
 
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from time import monotonic
 from types import TracebackType
@@ -83,6 +84,21 @@ class Deadline:
                     self._socket.shutdown(socket.SHUT_RDWR)
 
 
+def current() -> Deadline | None:
+    """Return the deadline that this thread has, if any."""
+    return _current.get(None)
+
+
+@contextmanager
+def lent() -> Iterator[None]:
+    """Make a request inside another one, under its deadline; forget the socket of the inner one then."""
+    try:
+        yield
+    finally:
+        if limit := current():
+            limit.release()
+
+
 class _Guarded:
     """Mixin for botocore's connections: each request's socket comes under the thread's deadline."""
 
@@ -90,7 +106,7 @@ class _Guarded:
 
     def request(self, *arguments: Any, **options: Any) -> Any:
         result = super().request(*arguments, **options)  # type: ignore[misc]
-        if deadline := _current.get(None):
+        if deadline := current():
             deadline.guard(self.sock)
         return result
 

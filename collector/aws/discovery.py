@@ -28,8 +28,9 @@ class Discovered(NamedTuple):
 class Discovery:
     """Finds the targets, again and again, and remembers what it found last.
 
-    ``known`` names targets from before this process, for what fails at the first time; ``now`` dates failures
-    (UTC). Regions that are named without globs are taken as they are, and nobody is asked.
+    ``known`` names targets from before this process, for what fails at the first time, the organization
+    included; ``now`` dates failures (UTC). Regions that are named without globs are taken as they are, and
+    nobody is asked.
     """
 
     def __init__(
@@ -60,17 +61,17 @@ class Discovery:
         try:
             accounts = self._last_accounts = self._accounts.current()
         except AwsUnavailableError as error:
-            if self._last_accounts is None:
+            accounts = self._last_accounts or self._remembered_accounts()
+            if not accounts:
                 raise
-            accounts = self._last_accounts
             failures.append(self._failure(self._accounts.own_account()[0], error))
         targets: list[Target] = []
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="discovery") as pool:
-            for account, found in zip(accounts, pool.map(self._regions_of, accounts), strict=True):
+            for account, found in zip(accounts, pool.map(self.regions_of, accounts), strict=True):
                 if isinstance(found, Failure):
                     failures.append(found)
                 regions = self._remembered(account) if isinstance(found, Failure) else found
-                targets += (Target(account.account_id, region) for region in self._chosen(account, regions))
+                targets += (Target(account.account_id, region) for region in self.chosen(account, regions))
         if not targets and not failures:
             raise UsageError(
                 "regions: no enabled Region of "
@@ -80,29 +81,38 @@ class Discovery:
             )
         return Discovered(tuple(targets), tuple(failures))
 
-    def _regions_of(self, account: Account) -> list[str] | Failure:
+    def names_regions(self, account: Account) -> bool:
+        """Whether an account's Regions are named, so that nobody is asked which are enabled."""
         patterns = self._patterns(account)
-        if all(pattern != "all" and not set(pattern) & set("*?[") for pattern in patterns):
-            return list(patterns)
+        return all(pattern != "all" and not set(pattern) & set("*?[") for pattern in patterns)
+
+    def regions_of(self, account: Account) -> list[str] | Failure:
+        """Return the Regions that an account has enabled, or those that are named for it."""
+        if self.names_regions(account):
+            return list(self._patterns(account))
         try:
             regions = self._last_regions[account.account_id] = self._accounts.enabled_regions(account)
         except AwsUnavailableError as error:
             return self._failure(account.account_id, error)
         return regions
 
-    def _remembered(self, account: Account) -> list[str]:
-        last = self._last_regions.get(account.account_id)
-        if last is None:
-            last = [target.region for target in self._known() if target.account_id == account.account_id]
-        return last
-
-    def _chosen(self, account: Account, regions: Collection[str]) -> list[str]:
+    def chosen(self, account: Account, regions: Collection[str]) -> list[str]:
+        """Return those of an account's Regions that are looked at, sorted."""
         patterns = self._patterns(account)
         return sorted(
             region
             for region in set(regions)
             if ("all" in patterns or _matches(region, patterns)) and not _matches(region, self._exclude)
         )
+
+    def _remembered_accounts(self) -> list[Account]:
+        return self._accounts.remembered({target.account_id for target in self._known()})
+
+    def _remembered(self, account: Account) -> list[str]:
+        last = self._last_regions.get(account.account_id)
+        if last is None:
+            last = [target.region for target in self._known() if target.account_id == account.account_id]
+        return last
 
     def _patterns(self, account: Account) -> tuple[str, ...]:
         return account.regions or self._regions

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from collector.aws.saved import UnreadableFilesError, scan_of_files
 from collector.commands.composition import warehouse_of
-from collector.commands.wiring import polling_of
+from collector.commands.wiring import polling_of, spool_of
 from collector.config import Settings
 from collector.domain import Failure, Scan, Target
 from collector.errors import CollectorError
@@ -26,6 +26,7 @@ from collector.warehouse.recording import record
 
 _BATCH_SECONDS = 1.0
 _PLAIN_LINE_SECONDS = 5.0
+_BATCH_LOOKS = 200
 
 
 def from_api(settings: Settings, *, accounts: Sequence[str], dry_run: bool, as_json: bool) -> int:
@@ -66,7 +67,7 @@ def from_api(settings: Settings, *, accounts: Sequence[str], dry_run: bool, as_j
                         tally.failures.append(_busy(target))
                     else:
                         waiting.append(result)
-                    advance()
+                    advance(1)
                     if monotonic() - recorded_at > _BATCH_SECONDS:
                         record_waiting()
                         recorded_at = monotonic()
@@ -103,6 +104,24 @@ def from_files(
     return tally.exit_code
 
 
+def from_spool(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
+    """Store what waits on disk, the oldest first, and return the exit code."""
+    tally = Tally()
+    with _reported(tally, dry_run=dry_run, as_json=as_json), warehouse_of(settings) as warehouse:
+        schema.require_current(warehouse.engine)
+        spool = spool_of(settings)
+        tell = _teller(dry_run=dry_run, as_json=as_json)
+        with _progress(spool.files, "looks stored from disk") as advance:
+            if dry_run:
+                looks = [spooled.look for spooled in spool.waiting(spool.files)]
+                record(warehouse.engine, looks, tally, dry_run=True, tell=tell)
+            while not dry_run and (waiting := spool.waiting(_BATCH_LOOKS)):
+                record(warehouse.engine, [spooled.look for spooled in waiting], tally, tell=tell)
+                spool.remove(waiting)
+                advance(len(waiting))
+    return 3 if tally.refused else 0
+
+
 def _read(name: str) -> bytes:
     try:
         return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
@@ -121,20 +140,20 @@ def _busy(target: Target) -> Failure:
 
 
 @contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
     """Show progress on standard error: a bar on a terminal, a line now and then elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as progress:
             bar = progress.add_task(what, total=total)
-            yield lambda: progress.advance(bar)
+            yield lambda number: progress.advance(bar, number)
         return
     done, spoke_at = 0, monotonic()
 
-    def advance() -> None:
+    def advance(number: int) -> None:
         nonlocal done, spoke_at
-        done += 1
+        done += number
         if monotonic() - spoke_at > _PLAIN_LINE_SECONDS:
             typer.echo(f"{what}: {done} of {total}", err=True)
             spoke_at = monotonic()

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from queue import SimpleQueue
 from time import monotonic_ns
 from types import FrameType, TracebackType
 from typing import Self
@@ -37,7 +38,7 @@ def run(load: Callable[[], Settings], *, accounts: Sequence[str]) -> int:
     """Poll until SIGTERM or SIGINT; ``load`` reads the configuration, again at SIGHUP."""
     settings: Settings | None = load()
     with _Life() as life:
-        while settings is not None:
+        while settings is not None and not life.ending:
             settings = _run_with(settings, load, accounts, life)
     return 0
 
@@ -66,7 +67,7 @@ def _run_with(
             app = make_app(daemon.state, metrics, utc_now)
             with WebServer(app, *settings.listen) as web:
                 log.info("listening", url=web.url)
-                life.daemon, life.warehouse = daemon, warehouse
+                life.begin(daemon, warehouse)
                 again = daemon.run(reload=reload)
     return reread[-1] if again else None
 
@@ -86,20 +87,26 @@ def _last_good_looks(warehouse: Warehouse) -> Mapping[Target, datetime]:
 
 
 class _Life:
-    """The signals of a process that runs the daemon: the first ends it in time, a second one at once."""
+    """The signals of a process that runs the daemon: the first ends it in time, a second one at once.
+
+    A handler only notes them, where that needs no lock, for a thread that acts: it may have interrupted
+    whoever holds the locks that acting takes.
+    """
 
     def __init__(self) -> None:
-        self.daemon: Daemon | None = None
-        self.warehouse: Warehouse | None = None
-        self._signals = 0
+        self.ending = False
+        self._daemon: Daemon | None = None
+        self._warehouse: Warehouse | None = None
+        self._noted: SimpleQueue[int] = SimpleQueue()
         self._last_resort = threading.Timer(_EXIT_WITHIN, self._exit, args=["something hangs"])
         self._last_resort.daemon = True
 
     def __enter__(self) -> Self:
+        threading.Thread(target=self._act, name="signals", daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
         if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, self._reload)
+            signal.signal(signal.SIGHUP, lambda number, _: self._noted.put(number))
         return self
 
     def __exit__(
@@ -107,25 +114,37 @@ class _Life:
     ) -> None:
         self._last_resort.cancel()
 
-    def _reload(self, _number: int, _frame: FrameType | None) -> None:
-        if self.daemon is not None:
-            self.daemon.reload()
+    def begin(self, daemon: Daemon, warehouse: Warehouse) -> None:
+        """From now on signals are about this daemon; one that came since the last one's end, too."""
+        self._daemon, self._warehouse = daemon, warehouse
+        if self.ending:
+            daemon.stop()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.daemon is None:  # nothing has begun
+        if self._daemon is None:  # nothing has begun
             signal.default_int_handler(number, frame)
-        self._signals += 1
-        if self._signals > 1:
-            self._exit("a second signal")
-        notify("STOPPING=1")
-        self._last_resort.start()
-        self.daemon.stop()
+        self._noted.put(number)
+
+    def _act(self) -> None:
+        while True:
+            number = self._noted.get()
+            if number not in {signal.SIGTERM, signal.SIGINT}:
+                if self._daemon is not None:
+                    self._daemon.reload()
+            elif self.ending:
+                self._exit("a second signal")
+            else:
+                self.ending = True
+                notify("STOPPING=1")
+                self._last_resort.start()
+                if self._daemon is not None:
+                    self._daemon.stop()
 
     def _exit(self, why: str) -> None:
         """End the process; what was seen and is not stored goes to disk first, which takes no database."""
         log.error("ended by force", cause=why)
-        if self.daemon:
-            self.daemon.rescue()
-        if self.warehouse:
-            self.warehouse.abandon()
+        if self._daemon:
+            self._daemon.rescue()
+        if self._warehouse:
+            self._warehouse.abandon()
         os._exit(1)

@@ -18,7 +18,7 @@ def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequen
 
     A terminal that is too narrow for a table gets plain lines, as a file or a pipe does.
     """
-    rows = [[_in_one_line(cell) for cell in row] for row in rows]
+    rows = [[in_one_line(cell) for cell in row] for row in rows]
     plain = [headings, *([cell.plain for cell in row] for row in rows)]
     widths = _widths(plain, console.width) if console.is_terminal else None
     if widths is None:
@@ -32,7 +32,7 @@ def print_table(console: Console, headings: Sequence[str], rows: Sequence[Sequen
     console.print(table)
 
 
-def _in_one_line(cell: Text) -> Text:
+def in_one_line(cell: Text) -> Text:
     """Blank out line breaks and what else acts upon a terminal: tags and messages are others' words."""
     plain = "".join(character if character.isprintable() else " " for character in cell.plain)
     return Text(plain, cell.style)

@@ -48,7 +48,7 @@ def spool_of(settings: Settings) -> Spool:
 class Polling:
     """AWS and the warehouse, joined: which targets there are, and a look at one under its lease.
 
-    ``discover`` returns the targets and the accounts that could not be asked.
+    ``discover`` returns the targets and the accounts that could not be asked. ``cancel`` ends both at once.
     """
 
     discover: Callable[[], tuple[Sequence[Target], Sequence[Failure]]]
@@ -79,15 +79,7 @@ def polling_of(
     now = never_the_same_twice(now)
     clients = Clients(connections=settings.concurrency, patience=settings.target_deadline)
     leases = Leases(warehouse.direct)
-    organization = settings.organization
-    directory = Accounts(
-        clients,
-        roles=roles_of(settings),
-        organization=Organization(organization.role_name, frozenset(organization.exclude))
-        if organization
-        else None,
-        only=accounts,
-    )
+    directory = accounts_of(settings, clients, only=accounts)
     lister = Lister(
         clients,
         lambda account_id: directory.account(account_id).credentials,
@@ -98,13 +90,29 @@ def polling_of(
     discovery = Discovery(
         directory, regions=settings.regions, exclude=settings.exclude_regions, known=known, now=now
     )
+
+    def cancel() -> None:
+        lister.cancel()
+        clients.cancel()
+
     try:
-        yield Polling(
-            discovery.discover, leased(lister.look, leases, patience=patience), lister.cancel, leases.lead
-        )
+        yield Polling(discovery.discover, leased(lister.look, leases, patience=patience), cancel, leases.lead)
     finally:
         leases.close()
         clients.close()
+
+
+def accounts_of(settings: Settings, clients: Clients, *, only: Sequence[str]) -> Accounts:
+    """Return the accounts that are configured; ``only`` are those that the command line names."""
+    organization = settings.organization
+    return Accounts(
+        clients,
+        roles=roles_of(settings),
+        organization=Organization(organization.role_name, frozenset(organization.exclude))
+        if organization
+        else None,
+        only=only,
+    )
 
 
 def roles_of(settings: Settings) -> list[Role]:

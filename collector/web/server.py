@@ -81,7 +81,7 @@ class WebServer:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def __enter__(self) -> Self:
-        self._socket = _bind(*self._wanted)
+        self._socket = bind(*self._wanted)
         self._thread.start()
         return self
 
@@ -148,7 +148,7 @@ class _Connection(H11Protocol):
         self._limit = self.loop.call_later(_PATIENCE, self.transport.abort)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """Return a socket that listens; ``::`` listens to IPv4 as well.
 
     Raises:

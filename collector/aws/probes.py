@@ -1,0 +1,89 @@
+"""What AWS would say if we asked: dry runs, and the smallest reads where there is no dry run.
+
+A dry run that would go well is an error with the code ``DryRunOperation``; whatever else comes is a refusal.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from collector.aws.accounts import Account, Accounts
+from collector.aws.clients import AwsUnavailableError, Clients, acting_as
+from collector.aws.failures import code_of
+
+ALLOWED = "DryRunOperation"
+
+
+class Refusal(NamedTuple):
+    """Why something would not work: AWS's code and words, or ours where there is no answer."""
+
+    code: str
+    message: str
+
+
+class Probes:
+    """Tries what the collector needs of AWS, without doing it; for any number of threads."""
+
+    def __init__(self, clients: Clients, accounts: Accounts) -> None:
+        self._clients = clients
+        self._accounts = accounts
+
+    def clock_skew(self) -> timedelta | None:
+        """Return how far AWS's clock is ahead of ours, to a second; ``None``: no answer tells its time.
+
+        A refusal tells the time as well, and with a clock that is wrong it may be all that there is.
+        """
+        before = datetime.now(UTC)
+        with acting_as(self._accounts.own), suppress(BotoCoreError, KeyError):
+            try:
+                answer = self._clients.sts().get_caller_identity()
+            except ClientError as error:
+                answer = error.response
+            after = datetime.now(UTC)
+            headers = answer["ResponseMetadata"]["HTTPHeaders"]
+            with suppress(ValueError):
+                return parsedate_to_datetime(headers["date"]) - (before + (after - before) / 2)
+        return None
+
+    def credentials(self, account: Account) -> Refusal | None:
+        """Say why there are no credentials for an account, such as a role that cannot be assumed."""
+
+        def question() -> dict[str, Any]:
+            account.credentials.get_frozen_credentials()
+            return {ALLOWED: True}
+
+        return self._refusal(account, question)
+
+    def describing_regions(self, account: Account) -> Refusal | None:
+        """Say why an account's Regions cannot be asked for."""
+        client = self._clients.ec2(self._clients.home)
+        return self._dry_run(account, client.describe_regions)
+
+    def describing_tasks(self, account: Account, region: str) -> Refusal | None:
+        """Say why an account cannot be looked at in a Region."""
+        client = self._clients.ec2(region)
+        return self._dry_run(account, client.describe_import_image_tasks)
+
+    def _dry_run(self, account: Account, call: Callable[..., dict[str, Any]]) -> Refusal | None:
+        def question() -> dict[str, Any]:
+            try:
+                call(DryRun=True)
+            except ClientError as error:
+                if code_of(error) == ALLOWED:
+                    return {ALLOWED: True}
+                raise
+            return {}
+
+        return self._refusal(account, question)
+
+    def _refusal(self, account: Account, question: Callable[[], dict[str, Any]]) -> Refusal | None:
+        try:
+            with acting_as(account.credentials):
+                self._clients.ask(question, ALLOWED, "")
+        except AwsUnavailableError as error:
+            return Refusal(error.code, str(error).removeprefix(f": {error.code}: "))
+        return None
