@@ -110,7 +110,7 @@ def code_of(result: Scan | Failure) -> str:
 
 
 def test_the_own_account(make_accounts: MakeAccounts) -> None:
-    """Without configuration it is the credentials' own, in whatever partition."""
+    """Without configuration it is the credentials' own."""
     accounts = make_accounts()
 
     assert ids(accounts) == [ACCOUNT]

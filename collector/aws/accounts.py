@@ -6,7 +6,7 @@ assuming it again, the caller's own by reading boto3's variables and files again
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -178,6 +178,7 @@ class Accounts:
             AwsUnavailableError: nobody answers, or the credentials are not accepted.
         """
         if self._caller is None:
+            _make(self._clients.sts)
             self._caller = self._ask(
                 lambda: self._clients.sts().get_caller_identity(),
                 "Arn",
@@ -232,6 +233,7 @@ class Accounts:
             AwsUnavailableError: EC2 does not say.
         """
         home = self._clients.home
+        _make(lambda: self._clients.ec2(home))
         with acting_as(account.credentials):
             try:
                 regions = self._clients.ask(
@@ -328,6 +330,7 @@ class Accounts:
             answer: dict[str, Any] = self._clients.organizations().list_accounts(**token)
             return {"page": answer} if "Accounts" in answer else {}
 
+        _make(self._clients.organizations)
         page: dict[str, Any] = self._ask(question, "page", _NO_LIST)
         return page
 
@@ -346,6 +349,12 @@ def renew_if_refused(credentials: RenewableCredentials, code: str) -> None:
     """Make credentials anew when this error code says that AWS no longer takes them."""
     if code in NO_LONGER_TAKEN:
         credentials.renew()
+
+
+def _make(client: Callable[[], Any]) -> None:
+    """Make a client, which takes long, before the time of a question begins; that tells what is wrong."""
+    with suppress(BotoCoreError):
+        client()
 
 
 def _is_active(account: dict[str, Any]) -> bool:

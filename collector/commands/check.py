@@ -112,7 +112,7 @@ class _Report:
         """Tell what does not work; ``all_of_it``: nothing works then."""
         self._nothing_works |= all_of_it
         self._some_fail = True
-        self._line(Verdict.FAILED, subject, f"{text}; {mend}" if mend else text)
+        self._line(Verdict.FAILED, subject, f"{text.removesuffix('.')}; {mend}" if mend else text)
 
     def account(self, account_id: str, *, works: bool) -> None:
         """Say whether anything of an account can be looked at."""
@@ -201,7 +201,11 @@ def _check_organization(
     except AwsUnavailableError as error:
         report.fail("organization", str(error), _mend_of(error.code, hub=True))
         return []
-    report.well("organization", f"{len(accounts)} accounts to look at, by the role {role_name}")
+    text = f"{_counted(len(accounts), 'account')} to look at, by the role {role_name}"
+    if accounts:
+        report.well("organization", text)
+    else:
+        report.fail("organization", text, "let exclude leave one")
     return accounts
 
 
@@ -309,7 +313,7 @@ def _check_warehouse(settings: Settings, report: _Report) -> None:
                 _check_schema(warehouse, report)
                 _check_groups(warehouse, report)
                 _check_sessions(warehouse, report)
-    except EmbeddedPostgresError as error:
+    except (EmbeddedPostgresError, WarehouseError) as error:
         report.fail("database", str(error))
 
 

@@ -22,8 +22,8 @@ class Warehouse:
     """An opened warehouse.
 
     ``direct`` connects past a pooler, for what needs a session of its own. ``repair`` restarts an embedded
-    server that died, and begins with new sessions on a configured one: old ones may stay read-only when it no
-    longer is. ``abandon`` ends an embedded server without waiting. ``patience`` bounds the wait for an answer.
+    server that died; on a configured one it begins with new sessions, because old ones may stay read-only.
+    ``abandon`` ends an embedded server without waiting. ``patience`` bounds the wait for an answer.
     """
 
     engine: Engine

@@ -79,12 +79,13 @@ def keeps_sessions(connect: Connect) -> bool:
         first.autocommit = True
         taken, ours = _ask(first, _TAKE, key)
         with second.transaction():  # which keeps the session that it got
-            taken_too, theirs = _ask(second, _TAKE, key)
-            _, still_ours = _ask(first, "SELECT true, pg_backend_pid()", [])
-            if taken_too:
+            taken_too, _ = _ask(second, _TAKE, key)
+            if taken_too:  # so it is the session of the first one, which has the lock twice now
                 _ask(second, _GIVE_BACK, key)
-        _ask(second if theirs == ours != still_ours else first, _GIVE_BACK, key)
-    return taken and not taken_too and ours == still_ours != theirs
+                _ask(second, _GIVE_BACK, key)
+                return False
+        _, still_ours = _ask(first, _GIVE_BACK, key)
+    return taken and still_ours == ours
 
 
 def _ask(connection: psycopg.Connection[Any], statement: str, parameters: Sequence[int]) -> tuple[bool, int]:
