@@ -20,7 +20,7 @@ demo: $(STAMP)  ## Everything on this machine, without an AWS account
 	$(BIN)/collector demo $(ARGS)
 
 test: $(STAMP)  ## The whole suite, against a real PostgreSQL
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy, strict
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ starts those that are due; a slow target delays nobody else, and neither does a 
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import structlog
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.interval import IntervalTrigger
 
-from collector.domain import Failure, Scan, Target
+from collector.domain import Discovered, Failure, Scan, Target
 from collector.errors import CollectorError
 from collector.loader import Loader
 from collector.outcomes import Tally
@@ -48,7 +49,6 @@ _CHECK_FRESHNESS = 60.0
 log = structlog.stdlib.get_logger(__name__)
 
 Result = Scan | Failure | None
-Discovered = tuple[Sequence[Target], Sequence[Failure]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,16 @@ class Observer(Protocol):
 
     def recorded(self, tally: Tally, seconds: float) -> None:
         """A batch has been stored."""
+
+
+class _NoCatchingUp(IntervalTrigger):  # type: ignore[misc] # APScheduler has no types
+    """Every so often from now on: a wall clock set forward by a year makes 31 million ticks overdue."""
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        """Return the next time, which is never in the past, and never later than after one interval."""
+        following: datetime = super().get_next_fire_time(previous, now)
+        latest: datetime = now + self.interval
+        return following if now < following <= latest else latest
 
 
 class Daemon:
@@ -116,10 +126,11 @@ class Daemon:
         self._wake = threading.Event()
         self._reload_wanted = False
 
-    def run(self, *, reload: Callable[[], bool] = lambda: False) -> bool:
+    def run(self, *, reload: Callable[[], bool] = lambda: False, stood_by: bool = False) -> bool:
         """Poll until ``stop`` is called, then end within seconds.
 
         ``reload`` reads the configuration again when that is wanted, and says whether it is good.
+        ``stood_by``: this process stood by before, and goes on so while nobody can say who leads.
 
         Returns:
             Whether it ended only to begin again with a new configuration.
@@ -130,12 +141,14 @@ class Daemon:
         scheduler.add_listener(self._tick_missed, EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES)
         options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
         seconds = self._tick_interval.total_seconds()
+        trigger = _NoCatchingUp(seconds=seconds, timezone="UTC")
         again = False
         try:
+            self._leading = False if stood_by else None
             self._ask_who_leads()
             self._first_discovery()
             leader.start()
-            job = scheduler.add_job(self.tick, "interval", seconds=seconds, **options)
+            job = scheduler.add_job(self.tick, trigger, **options)
             scheduler.start()
             while not self._stopping.is_set():
                 self._wake.wait(seconds)
@@ -146,7 +159,7 @@ class Daemon:
                         break
                 # The scheduler goes by the wall clock: set back by an hour, it would sleep for an hour.
                 if monotonic() - self._last_tick > _OVERDUE_TICKS * seconds:
-                    job.reschedule("interval", seconds=seconds)
+                    job.reschedule(trigger)
                     self._last_tick = monotonic()
         finally:
             self._stopping.set()
@@ -293,7 +306,7 @@ class Daemon:
             self._put_off_discovery(error)
 
     def _follow(self, discovered: Discovered) -> None:
-        targets, failures = discovered
+        targets, failures = discovered.targets, discovered.failures
         before = self._cadence.targets
         self._cadence.set_targets(targets)
         pause = DISCOVERY_RETRY if failures else DISCOVERY_INTERVAL

@@ -162,6 +162,20 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Discovered:
+    """Which targets there are, sorted, as far as anybody could say at ``asked_at`` (UTC).
+
+    ``failures`` are accounts that did not answer; their targets are the last known ones. ``answered`` are the
+    ids of those that did.
+    """
+
+    targets: tuple[Target, ...]
+    failures: tuple[Failure, ...]
+    answered: tuple[str, ...]
+    asked_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """A fact about a task from elsewhere, with its own time; it never becomes part of a version.
 

@@ -12,7 +12,7 @@ from collector.state import TargetState
 
 
 class NeverSeenError(CollectorError):
-    """This process has not seen the target yet."""
+    """This process has not seen the whole target yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Sightings:
         """Return the ids that make a listing doubtful: this process saw them last time, and not in it.
 
         Raises:
-            NeverSeenError: there was no last time.
+            NeverSeenError: there was no last time, or no whole listing before it.
         """
         with self._lock:
             last = self._last.get(scan.target)
@@ -62,9 +62,10 @@ class Sightings:
             since = state.failing_since or look.failed_at
             state = replace(state, failing=look, failing_since=since, failures=state.failures + 1)
             return _Last(state, before.listed)
-        listed = frozenset(task.import_task_id for task in look.tasks)
-        if not look.complete:
-            listed |= before.listed or frozenset()
+        seen = frozenset(task.import_task_id for task in look.tasks)
+        listed: frozenset[str] | None = seen
+        if not look.complete:  # alone it is nothing to go by: the next listing may lie as this one did
+            listed = None if before.listed is None else before.listed | seen
         return _Last(
             TargetState(
                 state.target,

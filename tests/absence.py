@@ -29,10 +29,10 @@ def shut(server_url: str, database_url: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked(database_url: str, table: str = "vm_import.scans") -> Iterator[None]:
-    """Let nobody else use a table."""
+def locked(database_url: str, mode: str = "ACCESS EXCLUSIVE") -> Iterator[None]:
+    """Let nobody else use the table of scans, or, in mode ``SHARE``, write into it."""
     with psycopg.connect(database_url) as connection:
-        connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
+        connection.execute(f"LOCK TABLE vm_import.scans IN {mode} MODE".encode())
         yield
 
 

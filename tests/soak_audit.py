@@ -135,6 +135,7 @@ class Journal:
         if isinstance(result, Failure):
             self._count(result.code)
             self.failures.write([result])
+            self._watch.true_times()
         elif result is not None:
             self._count("complete" if result.complete else "partial")
             seen = {task.import_task_id: task.content_hash for task in result.tasks}
@@ -263,11 +264,11 @@ class Audit:
             last_shown = {name: shown.at for shown in self._ledger.get(target, []) for name in shown.seen}
             known: set[str] = set()
             for look in looks:
+                known = {name for name in known if _later(last_shown.get(name), look.ended)}
                 if look.scan.complete:
-                    lost = {name for name in known - look.seen.keys() if last_shown[name] > look.ended}
+                    lost = known - look.seen.keys()
                     yield from (f"{_name(look.scan)}: {name}" for name in sorted(lost))
                 known |= look.seen.keys()
-                known = {name for name in known if last_shown[name] > look.ended}
 
     def _as_of(self) -> Iterator[str]:
         wanted = {
@@ -354,6 +355,10 @@ def _listings(shown: Sequence[Listed]) -> Iterator[Seen]:
                 page, more = page + 1, answer.more
         if not more:
             yield seen
+
+
+def _later(instant: datetime | None, than: datetime) -> bool:
+    return instant is not None and instant > than
 
 
 def _few(found: list[str]) -> list[str]:

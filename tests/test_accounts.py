@@ -216,7 +216,8 @@ def test_regions_that_are_enabled_and_disabled_later(clients: Clients, port: int
     discovery = discovery_of(Accounts(clients))
     for regions in ([REGION], [REGION, "me-south-1"], [OTHER_REGION, REGION]):
         with make_simulator(*regions, port=port):
-            assert discovery.discover() == (targets(ACCOUNT, regions=sorted(regions)), ())
+            found = discovery.discover()
+            assert (found.targets, found.failures) == (targets(ACCOUNT, regions=sorted(regions)), ())
 
 
 def test_globs_and_exclusions(make_accounts: MakeAccounts) -> None:
@@ -237,7 +238,8 @@ def test_named_regions_are_taken_as_they_are(make_accounts: MakeAccounts, simula
     """Nobody is asked, so no permission is needed for it."""
     discovery = discovery_of(make_accounts(role(OTHER)), "sa-east-1", REGION)
 
-    assert discovery.discover() == (targets(OTHER, regions=[REGION, "sa-east-1"]), ())
+    found = discovery.discover()
+    assert (found.targets, found.failures) == (targets(OTHER, regions=[REGION, "sa-east-1"]), ())
     assert simulator.count() == 0
 
 

@@ -168,7 +168,7 @@ def test_connections_are_reset(
 ) -> None:
     """Between two answers or in the midst of one, again and again."""
     with Proxy(database_url) as proxy, watched(simulator, proxy.url, tmp_path, direct=database_url) as daemon:
-        for _ in range(8):
+        for _ in range(3):
             had = proxy.resets
             reset(proxy)
             eventually(lambda had=had: proxy.resets > had)  # type: ignore[misc] # mypy knows no such lambda
@@ -216,7 +216,7 @@ def test_an_embedded_server_is_repaired_by_the_daemon(
     rng = Random(int(kill))
     with running(configuration, answer=ANSWER) as daemon:
         stores(daemon)
-        for _ in range(3):
+        for _ in range(2):
             sleep(rng.uniform(0, 0.5))  # the moment is the point
             had = postmaster(folder / "postgres")
             os.kill(had, kill)
@@ -309,10 +309,10 @@ def test_the_database_is_read_only_for_a_while(
 @pytest.fixture
 def small_disk(public_folder: Path, own_url: str) -> Iterator[Path]:
     """A small disk that is a tablespace of the server: what the database holds, though not its log."""
-    folder = public_folder / "small"
-    folder.mkdir()
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("only root on Linux can mount a small disk")
+    folder = public_folder / "small"
+    folder.mkdir()
     owner = (public_folder / "away" / "data").stat()
     options = f"size=32m,mode=700,uid={owner.st_uid},gid={owner.st_gid}"
     done = subprocess.run(

@@ -20,7 +20,7 @@ from collector.aws.transform import import_task, wire_task
 from collector.clock import utc_now
 from collector.config import Settings, load
 from collector.daemon import Daemon, Work
-from collector.domain import Scan, Target
+from collector.domain import Discovered, Scan, Target
 from collector.loader import Loader
 from collector.polling import Cadence
 from collector.sightings import Sightings
@@ -117,6 +117,11 @@ def progresses(engine: Engine, region: str = REGION) -> list[str]:
     return [row.progress for row in rows(engine, query, region=region)]
 
 
+def shows(engine: Engine, progress: str) -> None:
+    """Wait until the warehouse knows of this progress."""
+    eventually(lambda: progress in progresses(engine), timeout=30)
+
+
 def outages(engine: Engine) -> list[tuple[Any, ...]]:
     """Return Region, code and whether it is over, of every outage."""
     query = "SELECT region, error_code, recovered_at IS NOT NULL FROM vm_import.outages ORDER BY outage_id"
@@ -131,9 +136,10 @@ def test_it_polls_on_its_interval_and_records_what_changes(
 ) -> None:
     """Neither more often than told, nor without end of a task's news."""
     with running(configuration):
+        more_scans(engine)
         for percent in ("20", "30"):
-            more_scans(engine)
             simulator.fleet.put(ACCOUNT, REGION, wire("a", Progress=percent))
+            shows(engine, percent)
         more_scans(engine)
     assert progresses(engine) == ["10", "20", "30"]
     # A look may begin late on a busy machine, and the next one in time: only their number is bounded.
@@ -177,7 +183,7 @@ def test_a_stalled_region_delays_nobody(
 def test_empty_then_full_listings_close_nothing(
     configuration: Settings, simulator: Simulator, engine: Engine
 ) -> None:
-    """A valid answer without tasks that no look-up confirms is partial; one that a look-up corrects is none."""
+    """A valid answer without tasks is partial if no look-up confirms it, and whole if one corrects it."""
     with running(configuration) as run:
         more_scans(engine)
         for lie in (EmptyListing(), None, EmptyListing()):
@@ -205,7 +211,7 @@ def test_a_failing_discovery_keeps_the_targets(
         with simulator.faults.add(Denied(), action="DescribeRegions") as denial:
             eventually(lambda: denial.hits > 1)
             more_scans(engine, OTHER_REGION)
-        eventually(lambda: set(outages(engine)) == {(None, "UnauthorizedOperation", True)})
+        eventually(lambda: outages(engine) == [(None, "UnauthorizedOperation", True)])
 
 
 @pytest.mark.usefixtures("often_discovered")
@@ -438,7 +444,7 @@ def test_history_stays_right_when_the_wall_clock_jumps(
                 simulator.fleet.put(ACCOUNT, REGION, wire("b"))
             if number == 5:
                 simulator.fleet.remove(ACCOUNT, REGION, "import-ami-b")
-            more_scans(engine)
+            shows(engine, f"{number}0")
     seen = {look for _, look in run.seen.looks if isinstance(look, Scan)}
     assert _all_scans(engine) == {_key(scan) for scan in seen}
     assert max(scan.observed_at for scan in seen) - min(scan.observed_at for scan in seen) > timedelta(
@@ -494,7 +500,8 @@ def test_a_look_that_raises_loses_neither_its_target_nor_the_others(engine: Engi
         told=seen.recorded,
     )
     cadence = Cadence(interval=OFTEN, idle_interval=OFTEN, concurrency=2)
-    work = Work(lambda: ([bad, good], []), look, lambda: None, lambda: True, lambda: at(0))
+    found = Discovered((bad, good), (), (), at(0))
+    work = Work(lambda: found, look, lambda: None, lambda: True, lambda: at(0))
     daemon = Daemon(work, cadence, loader, spool, Sightings(), seen, concurrency=2, tick=OFTEN / 5)
     thread = threading.Thread(target=daemon.run)
     thread.start()

@@ -41,6 +41,7 @@ from collector.simulator.faults import (
     TruncatedXml,
 )
 from collector.warehouse.access import Warehouse
+from collector.warehouse.outages import record_answers
 from collector.warehouse.recording import record
 from tests.conftest import create_database, drop_database
 from tests.simulation import (
@@ -154,7 +155,7 @@ def look_once(warehouse: Warehouse, polling: Polling) -> Tally:
 
 
 def _looks(polling: Polling) -> list[tuple[str, Scan | Failure]]:
-    looks = look_at_all(polling.discover()[0], polling.look, concurrency=64)
+    looks = look_at_all(polling.discover().targets, polling.look, concurrency=64)
     return [(target.region, result) for target, result in looks if result is not None]
 
 
@@ -331,18 +332,20 @@ def test_other_regions_of_the_poll_are_none_the_worse(story: Story, region: str)
 def test_an_account_that_does_not_name_its_regions(
     story: Story, simulator: Simulator, parts: tuple[Warehouse, Polling], fault: Fault
 ) -> None:
-    """There is an outage of the account with AWS's code; nothing closes, and a good look ends it."""
+    """There is an outage of the account with AWS's code; nothing closes, and the account's answer ends it."""
     warehouse, polling = parts
     versions = "SELECT * FROM vm_import.task_versions ORDER BY task_id, valid_from"
     outages = "SELECT account_id, failures, recovered_at FROM vm_import.outages WHERE region IS NULL"
     before = rows(warehouse.engine, versions)
     assert story
     with simulator.faults.add(fault, action="DescribeRegions"):
-        _, failures = polling.discover()
-    record(warehouse.engine, failures)
+        record(warehouse.engine, polling.discover().failures)
     assert rows(warehouse.engine, versions) == before
     assert rows(warehouse.engine, f"{outages} AND recovered_at IS NULL") == [(ACCOUNT, 1, None)]
     look_once(warehouse, polling)
+    assert rows(warehouse.engine, f"{outages} AND recovered_at IS NULL") == [(ACCOUNT, 1, None)]
+    found = polling.discover()
+    record_answers(warehouse.engine, found.answered, found.asked_at)
     assert rows(warehouse.engine, f"{outages} AND recovered_at IS NULL") == []
 
 

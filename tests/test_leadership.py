@@ -284,7 +284,7 @@ def pgbouncer(url: str, folder: Path) -> Iterator[str]:
     configuration.write_text(
         f"[databases]\n{database} = dbname={database} {place}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-        "auth_type = any\npool_mode = transaction\ndefault_pool_size = 3\nmax_prepared_statements = 0\n",
+        "auth_type = any\npool_mode = transaction\ndefault_pool_size = 3\n",
         encoding="utf-8",
     )
     configuration.chmod(0o644)

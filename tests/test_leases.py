@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import psycopg
 import pytest
@@ -11,7 +10,7 @@ from sqlalchemy import Engine
 
 from collector.domain import Target
 from collector.errors import WarehouseError
-from collector.warehouse.engine import connect_to_url
+from collector.warehouse.engine import PatientConnection, connect_to_url
 from collector.warehouse.leases import Leases
 from tests.factories import TARGET
 from tests.simulation import eventually, rows
@@ -143,7 +142,7 @@ def test_threads_do_not_wait_for_a_dead_network_one_after_the_other() -> None:
     attempts = 0
     go_on = threading.Event()
 
-    def connect() -> psycopg.Connection[Any]:
+    def connect() -> PatientConnection:
         nonlocal attempts
         attempts += 1
         go_on.wait(timeout=10)
@@ -166,3 +165,13 @@ def test_threads_do_not_wait_for_a_dead_network_one_after_the_other() -> None:
         go_on.set()
         assert all(future.result(timeout=10) for future in failed)
     assert attempts < 8  # a thread that was slow to queue tries itself
+
+
+def test_closed_leases_ask_nobody(leases: Callable[[], Leases]) -> None:
+    """A thread that still asks must not lead from the grave."""
+    one = leases()
+    assert one.lead()
+    one.close()
+    with pytest.raises(WarehouseError):
+        one.lead()
+    assert leases().lead()

@@ -192,8 +192,7 @@ def test_nothing_is_lost_while_the_database_is_away(stand: Stand, away: Away) ->
         eventually(lambda: stand.spool.files == 3)
         assert not stand.loader.blocked
     stand.has_stored(3)
-    eventually(lambda: not stand.spool.files)
-    assert stand.loader.trouble is None
+    eventually(lambda: not stand.spool.files and stand.loader.trouble is None)
     assert [row.failures for row in rows(stand.engine, "SELECT failures FROM vm_import.outages")] == [1]
 
 
@@ -382,7 +381,7 @@ def test_closing_while_the_database_is_away_leaves_everything_on_disk(stand: Sta
         stand.loader.put(looks)
         began = monotonic()
         stand.loader.close(3)
-        assert monotonic() - began < 4
+        assert monotonic() - began < 5
         assert stand.waiting == looks
     assert not any(thread.name == "loader" for thread in threading.enumerate())
 
@@ -397,7 +396,7 @@ def test_closing_while_a_table_is_locked_leaves_everything_on_disk(stand: Stand,
         stand.loader.put(looks[1:])
         began = monotonic()
         stand.loader.close(2)
-        assert monotonic() - began < 3
+        assert monotonic() - began < 5
         assert stand.waiting == looks
 
 
@@ -419,7 +418,7 @@ def test_closing_while_the_server_hangs_leaves_everything_on_disk(
             stand.loader.put(looks[1:])
             began = monotonic()
             stand.loader.close(2)
-            assert monotonic() - began < 3
+            assert monotonic() - began < 5
             assert stand.waiting == looks
         engine.dispose()
 

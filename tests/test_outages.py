@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from collector.domain import Failure, Scan, Target
+from collector.warehouse.outages import record_answers
 from collector.warehouse.recording import record
 from tests.factories import TARGET, at, scan, task
 from tests.simulation import rows
@@ -127,11 +128,15 @@ def test_targets_have_outages_of_their_own(engine: Engine) -> None:
 
 
 def test_an_account_that_fails_before_its_regions_are_known_has_one_row(engine: Engine) -> None:
-    """It has no Region, and any good look into the account ends it; another account's does not."""
+    """It has no Region, and no look ends it: only the account's own answer does."""
     record_one_by_one(engine, account_failed(1), account_failed(2), scan(3, target=ELSEWHERE))
     assert outages(engine) == [outage([1, 2], code="AwsUnavailableError", region=None)]
-    record_one_by_one(engine, scan(4, target=OTHER))
-    assert outages(engine) == [outage([1, 2], code="AwsUnavailableError", region=None, recovered=4)]
+    record_one_by_one(engine, scan(4, target=OTHER), account_failed(5))
+    record_answers(engine, [ELSEWHERE.account_id], at(6))
+    assert outages(engine) == [outage([1, 2, 5], code="AwsUnavailableError", region=None)]
+    record_answers(engine, [TARGET.account_id], at(7))
+    record_one_by_one(engine, account_failed(4))
+    assert outages(engine) == [outage([1, 2, 5], code="AwsUnavailableError", region=None, recovered=7)]
 
 
 def test_a_dry_run_writes_no_outage(engine: Engine) -> None:

@@ -7,22 +7,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 from collector.aws.accounts import Account, Accounts
 from collector.aws.clients import AwsUnavailableError
-from collector.domain import Failure, Target
+from collector.domain import Discovered, Failure, Target
 from collector.errors import UsageError
 
 _AT_ONCE = 8
 """Accounts that are asked for their Regions at the same time."""
-
-
-class Discovered(NamedTuple):
-    """The targets, sorted, and the accounts that could not be asked; theirs are the last known ones."""
-
-    targets: tuple[Target, ...]
-    failures: tuple[Failure, ...]
 
 
 class Discovery:
@@ -57,6 +49,7 @@ class Discovery:
             AwsUnavailableError: no account is known, now or from before.
             UsageError: nothing is left to look at.
         """
+        asked_at = self._now()
         failures: list[Failure] = []
         try:
             accounts = self._last_accounts = self._accounts.current()
@@ -79,7 +72,9 @@ class Discovery:
                 + f" is among {', '.join(self._regions)}"
                 + (f" without {', '.join(self._exclude)}" if self._exclude else "")
             )
-        return Discovered(tuple(targets), tuple(failures))
+        silent = {failure.account_id for failure in failures}
+        answered = tuple(one.account_id for one in accounts if one.account_id not in silent)
+        return Discovered(tuple(targets), tuple(failures), answered, asked_at)
 
     def names_regions(self, account: Account) -> bool:
         """Whether an account's Regions are named, so that nobody is asked which are enabled."""

@@ -21,7 +21,7 @@ from collector.domain import Failure, Scan, Target
 from collector.errors import CollectorError
 from collector.outcomes import Effect, Outcome, Tally
 from collector.polling import look_at_all
-from collector.warehouse import history, schema
+from collector.warehouse import history, outages, schema
 from collector.warehouse.recording import record
 
 _BATCH_SECONDS = 1.0
@@ -45,7 +45,10 @@ def from_api(settings: Settings, *, accounts: Sequence[str], dry_run: bool, as_j
         ) as polling,
     ):
         schema.require_current(warehouse.engine)
-        targets, failures = polling.discover()
+        found = polling.discover()
+        if not dry_run:
+            outages.record_answers(warehouse.engine, found.answered, found.asked_at)
+        targets, failures = found.targets, found.failures
         waiting: list[Scan | Failure] = list(failures)
         recorded_at = monotonic()
 

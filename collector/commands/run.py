@@ -68,7 +68,8 @@ def _run_with(
             with WebServer(app, *settings.listen) as web:
                 log.info("listening", url=web.url)
                 life.begin(daemon, warehouse)
-                again = daemon.run(reload=reload)
+                again = daemon.run(reload=reload, stood_by=life.stood_by)
+                life.stood_by = daemon.state().leading is False
     return reread[-1] if again else None
 
 
@@ -95,6 +96,7 @@ class _Life:
 
     def __init__(self) -> None:
         self.ending = False
+        self.stood_by = False
         self._daemon: Daemon | None = None
         self._warehouse: Warehouse | None = None
         self._noted: SimpleQueue[int] = SimpleQueue()

@@ -1,7 +1,7 @@
 """AWS, the warehouse and the spool joined: what the commands that poll are put together from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,17 +13,18 @@ from collector.aws.discovery import Discovery
 from collector.aws.listing import Lister
 from collector.aws.transform import import_task, wire_task
 from collector.clock import never_the_same_twice, utc_now
+from collector.commands.doubts import Doubts
 from collector.config import Settings
 from collector.daemon import TICK, Daemon, Observer, Work
-from collector.domain import Failure, Scan, Target
+from collector.domain import Discovered, Failure, Scan, Target
 from collector.errors import WarehouseError
 from collector.loader import Loader
 from collector.notify import notify
 from collector.outcomes import Tally
 from collector.polling import Cadence, leased
-from collector.sightings import NeverSeenError, Sightings
+from collector.sightings import Sightings
 from collector.spool import Spool
-from collector.warehouse import history, schema
+from collector.warehouse import outages, schema
 from collector.warehouse.access import Warehouse
 from collector.warehouse.leases import Leases
 from collector.warehouse.recording import record
@@ -48,10 +49,10 @@ def spool_of(settings: Settings) -> Spool:
 class Polling:
     """AWS and the warehouse, joined: which targets there are, and a look at one under its lease.
 
-    ``discover`` returns the targets and the accounts that could not be asked. ``cancel`` ends both at once.
+    ``cancel`` ends both at once.
     """
 
-    discover: Callable[[], tuple[Sequence[Target], Sequence[Failure]]]
+    discover: Callable[[], Discovered]
     look: Callable[[Target], Scan | Failure | None]
     cancel: Callable[[], None]
     lead: Callable[[], bool]
@@ -140,19 +141,13 @@ def daemon_of(
 ) -> Iterator[Daemon]:
     """Put a daemon together; ``known`` are targets of earlier times, with their last good looks."""
     sightings = Sightings(known)
+    doubts = Doubts(warehouse.connect, sightings)
     spool = spool_of(settings)
 
     def missing(scan: Scan) -> set[str]:
-        """Ask the warehouse and this process: what was seen last may not be stored yet."""
-        if loader.trouble is not None:
-            return sightings.missing(scan)
-        try:
-            stored = history.missing_from(warehouse.engine, scan)
-        except WarehouseError:
-            return sightings.missing(scan)
-        with suppress(NeverSeenError):
-            return stored | sightings.missing(scan)
-        return stored
+        # The warehouse does not know what waits on disk; nor does a process that has just begun.
+        behind = loader.trouble is not None or spool.holds(scan.target)
+        return sightings.missing(scan) if behind else doubts.missing(scan)
 
     def give_up() -> None:
         warehouse.patience.seconds = _LAST_ANSWER
@@ -169,17 +164,27 @@ def daemon_of(
         spool=spool,
         told=told,
     )
-    with polling_of(
-        settings,
-        warehouse,
-        accounts=accounts,
-        patience=timedelta(0),
-        missing=missing,
-        known=lambda: list(known),
-        now=now,
-    ) as polling:
+    with (
+        closing(doubts),
+        polling_of(
+            settings,
+            warehouse,
+            accounts=accounts,
+            patience=timedelta(0),
+            missing=missing,
+            known=lambda: list(known),
+            now=now,
+        ) as polling,
+    ):
+
+        def discover() -> Discovered:
+            found = polling.discover()
+            with suppress(WarehouseError):  # the next discovery says the same again
+                outages.record_answers(warehouse.engine, found.answered, found.asked_at)
+            return found
+
         work = Work(
-            discover=polling.discover,
+            discover=discover,
             look=polling.look,
             cancel=polling.cancel,
             lead=polling.lead,

@@ -22,8 +22,8 @@ class Warehouse:
     """An opened warehouse.
 
     ``direct`` connects past a pooler, for what needs a session of its own. ``repair`` restarts an embedded
-    server that died; on a configured one it begins with new sessions, because old ones may stay read-only.
-    ``abandon`` ends an embedded server without waiting. ``patience`` bounds the wait for an answer.
+    server that died, ``abandon`` ends one without waiting; a configured one is not ours. ``patience`` bounds
+    the wait for an answer.
     """
 
     engine: Engine
@@ -54,13 +54,12 @@ def open_warehouse(*, url: str | None, direct_url: str | None, folder: Path) -> 
     with ExitStack() as stack:
         if url is not None:
             connect = connect_to_url(url, patience)
-            engine = make_engine(connect)
             warehouse = Warehouse(
-                engine=engine,
+                engine=make_engine(connect),
                 connect=connect,
                 direct=connect_to_url(direct_url, patience) if direct_url else connect,
                 embedded=False,
-                repair=engine.dispose,
+                repair=lambda: None,
                 abandon=lambda: None,
                 patience=patience,
             )

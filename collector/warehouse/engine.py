@@ -130,10 +130,17 @@ def connect_to_parameters(
     return connect
 
 
-def make_engine(connect: Connect) -> Engine:
-    """Return an engine at READ COMMITTED, which the merge needs: a snapshot must not predate its lock."""
+def make_engine(connect: Connect, *, pool_timeout: float = 30.0) -> Engine:
+    """Return an engine at READ COMMITTED, which the merge needs: a snapshot must not predate its lock.
+
+    ``pool_timeout`` is how many seconds a thread waits for a connection to become free.
+    """
     engine = create_engine(
-        "postgresql+psycopg://", creator=connect, isolation_level="READ COMMITTED", pool_pre_ping=True
+        "postgresql+psycopg://",
+        creator=connect,
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_timeout=pool_timeout,
     )
     event.listen(engine, "handle_error", _part_with_read_only_sessions)
     return engine

@@ -241,10 +241,17 @@ _SELECT_SAME_AS_LAST = text("""
     FROM vm_import.targets t WHERE t.account_id = :account_id AND t.region = :region
 """)
 
+# As of the scan's instant: after the clock was set back, the newest tiles do not know what is new.
 _SELECT_PERHAPS_LISTED = text("""
     SELECT k.import_task_id
     FROM vm_import.targets t
-    JOIN vm_import.task_versions v ON v.target_id = t.target_id AND v.listed AND v.valid_to IS NULL
+    CROSS JOIN LATERAL (
+        SELECT task_id, status FROM vm_import.task_versions
+        WHERE target_id = t.target_id AND listed AND valid_to IS NULL AND valid_from <= :observed_at
+        UNION ALL
+        SELECT task_id, status FROM vm_import.task_versions
+        WHERE target_id = t.target_id AND listed AND valid_to > :observed_at AND valid_from <= :observed_at
+    ) v
     JOIN vm_import.tasks k ON k.task_id = v.task_id
     WHERE t.account_id = :account_id AND t.region = :region
       AND (coalesce(v.status, '') <> ALL (CAST(:finished AS text[])) OR EXISTS (

@@ -35,7 +35,7 @@ class Leases:
         self._lock = threading.Lock()
         self._connection: psycopg.Connection[Any] | None = None
         self._held: set[Target] = set()
-        self._leading = False
+        self._leading = self._closed = False
         self._failure: WarehouseError | None = None
         self._failed_at = 0.0
 
@@ -86,8 +86,9 @@ class Leases:
             return self._leading
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back for good: a thread that still asks must not lead from the grave."""
         with self._lock:
+            self._closed = True
             self._drop()
 
     def _try_lock(self, space: int, key: str) -> bool:
@@ -111,6 +112,8 @@ class Leases:
             raise
 
     def _ask(self, statement: str, parameters: tuple[Any, ...]) -> bool:
+        if self._closed:
+            raise psycopg.InterfaceError("the leases are closed")
         if self._connection is None:
             self._connection = connection = self._connect()
             connection.patience = Patience(_ANSWER)

@@ -1,6 +1,7 @@
 """Outages: one row per unbroken series of failed looks at a target."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from sqlalchemy import Engine, text
 
@@ -32,21 +33,33 @@ def record_failures(engine: Engine, failures: Iterable[Failure]) -> None:
 
 def record_recoveries(engine: Engine, scans: Sequence[Scan]) -> None:
     """End the outages of targets that were looked at again; writes nothing where there is none."""
-    if scans:
+    _recover(engine, [(scan.target.account_id, scan.target.region, scan.observed_at) for scan in scans])
+
+
+def record_answers(engine: Engine, account_ids: Iterable[str], answered_at: datetime) -> None:
+    """End the outages of accounts that say again which Regions they have; writes nothing where none lasts.
+
+    Looks at Regions known from before do not end them.
+    """
+    _recover(engine, [(account_id, None, answered_at) for account_id in account_ids])
+
+
+def _recover(engine: Engine, answers: Sequence[tuple[str, str | None, datetime]]) -> None:
+    if answers:
+        account_ids, regions, instants = zip(*answers, strict=True)
         parameters = {
-            "account_ids": [scan.target.account_id for scan in scans],
-            "regions": [scan.target.region for scan in scans],
-            "recovered_at": [scan.observed_at for scan in scans],
+            "account_ids": [*account_ids],
+            "regions": [*regions],
+            "recovered_at": [*instants],
         }
         with translated_errors(), engine.begin() as connection:
             connection.execute(_RECOVER, parameters)
 
 
-# The good looks of a target, or of all targets of an account where the failure names no Region.
+# The good looks of a target; a failure that names no Region is its account's, and no look ends that.
 _GOOD = """
     SELECT s.observed_at FROM vm_import.targets t JOIN vm_import.scans s USING (target_id)
-    WHERE t.account_id = :account_id AND (CAST(:region AS text) IS NULL OR t.region = :region)
-      AND s.source = 'api'
+    WHERE t.account_id = :account_id AND t.region = :region AND s.source = 'api'
 """
 
 # The outage that a failure belongs to: the one that it lies in, the one that lasted until after it, or the
@@ -81,7 +94,7 @@ _RECORD = text(f"""
 """)  # noqa: S608 - our own fragment
 
 # A success before the failure, arriving late, ends nothing; the first one after it does, whenever it
-# arrives. A target's good look also ends an outage of its account that began before Regions were known.
+# arrives.
 _RECOVER = text("""
     UPDATE vm_import.outages o SET recovered_at = i.recovered_at
     FROM (
@@ -90,7 +103,7 @@ _RECOVER = text("""
         JOIN unnest(
             CAST(:account_ids AS text[]), CAST(:regions AS text[]), CAST(:recovered_at AS timestamptz[])
         ) AS i (account_id, region, recovered_at)
-            ON o.account_id = i.account_id AND (o.region = i.region OR o.region IS NULL)
+            ON o.account_id = i.account_id AND o.region IS NOT DISTINCT FROM i.region
         WHERE i.recovered_at > o.last_failed_at
         GROUP BY o.outage_id
     ) i

@@ -103,6 +103,7 @@ def _require_usable(connection: Connection, *, to_write: bool) -> None:
     if encoding != "UTF8":
         raise WarehouseError(f"the database is encoded in {encoding}: create one with ENCODING 'UTF8'")
     if read_only and to_write:
+        connection.invalidate()  # a session may stay read-only for ever, when its database no longer is
         raise WarehouseError("the database is read-only: point database_url at the primary")
 
 
