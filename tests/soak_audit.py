@@ -259,16 +259,17 @@ class Audit:
                     yield f"{_name(look.scan)}: {len(look.seen)} tasks"
 
     def _false_expiries(self) -> Iterator[str]:
-        """A task that was known before a complete scan, and shown after it, must be in it."""
+        """A task that was seen before a complete scan, by its clock too, and shown after it must be in it."""
         for target, looks in self._looks.items():
             last_shown = {name: shown.at for shown in self._ledger.get(target, []) for name in shown.seen}
-            known: set[str] = set()
+            known: dict[str, datetime] = {}
             for look in looks:
-                known = {name for name in known if _later(last_shown.get(name), look.ended)}
+                instant = look.scan.observed_at
+                known = {name: at for name, at in known.items() if _later(last_shown.get(name), look.ended)}
                 if look.scan.complete:
-                    lost = known - look.seen.keys()
-                    yield from (f"{_name(look.scan)}: {name}" for name in sorted(lost))
-                known |= look.seen.keys()
+                    lost = sorted(name for name in known.keys() - look.seen.keys() if known[name] < instant)
+                    yield from (f"{_name(look.scan)}: {name}" for name in lost)
+                known |= {name: min(instant, known.get(name, instant)) for name in look.seen}
 
     def _as_of(self) -> Iterator[str]:
         wanted = {

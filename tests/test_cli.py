@@ -398,8 +398,10 @@ def test_no_credentials(shell: Shell, database_url: str) -> None:
     [
         (
             ["--account", "999999999999"],
-            "--account: 999999999999 is not among the accounts that these credentials and the"
-            f" configuration lead to: {ACCOUNT}",
+            (
+                "--account: 999999999999 is not among the accounts that these credentials and the"
+                f" configuration lead to: {ACCOUNT}"
+            ),
         ),
         (["--region", "ap-*"], f"regions: no enabled Region of account {ACCOUNT} is among ap-*"),
     ],

@@ -1,7 +1,7 @@
 """What a listing is doubted by: what was seen before it, stored or not, and whatever the clock did."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -76,9 +76,13 @@ def test_what_waits_on_disk_is_not_known_to_a_process_that_begins(
     missing = MissingTask(ids=("import-ami-new",))
     with simulated(REGION) as simulator, simulator.faults.add(missing, only_listing=True):
         simulator.fleet.put(ACCOUNT, REGION, wire("new"))
-        with storing_nothing(engine), running(configuration) as daemon:
-            looks = daemon.seen.looks
-            eventually(lambda: len(looks) >= 3)
+        with ExitStack() as lock:
+            lock.enter_context(storing_nothing(engine))
+            with running(configuration) as daemon:
+                eventually(lambda: len(daemon.seen.looks) >= 3)
+                looks = list(daemon.seen.looks)
+                lock.close()
+                eventually(lambda: daemon.seen.tallies)
     assert not any(look.complete for _, look in looks if isinstance(look, Scan))
 
 
