@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from collector.domain import Evidence
-from collector.warehouse.evidence import Stretch, store, stretches_read
+from collector.domain import Evidence, Stretch
+from collector.warehouse.evidence import store, stretches_read
 from tests.commands import row_counts
 from tests.factories import TARGET, at, scan, task
 from tests.factories import store as store_scans

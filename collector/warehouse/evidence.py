@@ -5,22 +5,12 @@ evidence a second time writes nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 
 from sqlalchemy import Connection, Engine, text
 
-from collector.domain import Evidence, Target
+from collector.domain import Evidence, Stretch, Target
 from collector.warehouse.engine import translated_errors
 from collector.warehouse.targets import lock, register
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """A stretch of time ``[begin, end)``, UTC, of one target."""
-
-    begin: datetime
-    end: datetime
 
 
 def store(

@@ -152,9 +152,11 @@ def _store_changed(connection: Connection, target_id: int, scan: Scan) -> Outcom
         Effect.CHANGED,
         new_tasks=merged.new_tasks,
         inserted=merged.inserted,
+        cut=merged.cut,
         closed=merged.closed,
         expired=merged.expired,
         vanished=merged.vanished,
+        examples=merged.examples,
     )
 
 
