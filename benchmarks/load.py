@@ -27,11 +27,12 @@ TABLES = ("tasks", "task_versions", "snapshot_details", "tags", "scans")
 
 
 class Row(NamedTuple):
-    """A question and its two times, in seconds."""
+    """A question and its two answers, times in seconds if nothing else is said."""
 
     question: str
     ours: float
     limit: float
+    unit: str = " s"
 
 
 def rows(server_url: str) -> Iterator[Row]:

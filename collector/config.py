@@ -5,6 +5,7 @@ reported at once, each with its key; no value is ever printed, because it may ho
 """
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -24,6 +25,8 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -33,7 +36,6 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -135,6 +137,21 @@ def _size(value: object) -> object:
     return size
 
 
+def _folder(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("nobody knows whose home folder ~ is: write the whole path") from None
+
+
+def _json(value: object) -> object:
+    """Read what a variable holds; a file needs no JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        raise ValueError("must be JSON; a TOML file is the easier place for it") from None
+
+
 class Address(NamedTuple):
     """Where to listen."""
 
@@ -180,6 +197,16 @@ class OrganizationSettings(BaseModel):
     exclude: list[AccountId] = Field(default_factory=list)
 
 
+def _named_once(accounts: list[AccountSettings]) -> list[AccountSettings]:
+    ids = [one.role_arn.split(":")[4] if one.role_arn else "the credentials' own" for one in accounts]
+    if twice := sorted({account_id for account_id in ids if ids.count(account_id) > 1}):
+        raise ValueError(f"named twice: {', '.join(twice)}")
+    return accounts
+
+
+AccountList = Annotated[list[AccountSettings], NoDecode, BeforeValidator(_json), AfterValidator(_named_once)]
+
+
 class Settings(BaseSettings):
     """What the collector is told. See the README for the meaning of each key."""
 
@@ -189,10 +216,10 @@ class Settings(BaseSettings):
 
     database_url: DatabaseUrl | None = None
     direct_database_url: DatabaseUrl | None = None
-    data_dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(default_factory=default_data_dir)
+    data_dir: Annotated[Path, AfterValidator(_folder)] = Field(default_factory=default_data_dir)
     spool_limit: Annotated[int, BeforeValidator(_size)] = 2**30
-    accounts: list[AccountSettings] = Field(default_factory=list)
-    organization: OrganizationSettings | None = None
+    accounts: AccountList = Field(default_factory=list)
+    organization: Annotated[OrganizationSettings | None, NoDecode, BeforeValidator(_json)] = None
     regions: Regions = Field(default_factory=lambda: ["all"], min_length=1)
     exclude_regions: Regions = Field(default_factory=list)
     interval: Interval = timedelta(seconds=60)
@@ -201,14 +228,14 @@ class Settings(BaseSettings):
     target_deadline: Annotated[timedelta, BeforeValidator(_deadline)] = timedelta(seconds=60)
     listen: Annotated[Address, NoDecode, BeforeValidator(_address)] = Address("127.0.0.1", 8080)
 
-    @model_validator(mode="after")
-    def _accounts_are_named_once(self) -> Self:
-        if self.accounts and self.organization:
+    @field_validator("organization")
+    @classmethod
+    def _stands_alone(
+        cls, value: OrganizationSettings | None, info: ValidationInfo
+    ) -> OrganizationSettings | None:
+        if value is not None and info.data.get("accounts"):
             raise ValueError("accounts and organization exclude each other: configure one of them")
-        ids = [account.role_arn.split(":")[4] if account.role_arn else "own" for account in self.accounts]
-        if twice := sorted({account_id for account_id in ids if ids.count(account_id) > 1}):
-            raise ValueError(f"accounts: named twice: {', '.join(twice)}")
-        return self
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -234,6 +261,9 @@ class Settings(BaseSettings):
         )
 
 
+_NESTED = {"accounts": AccountSettings.model_fields, "organization": OrganizationSettings.model_fields}
+
+
 def load(
     flags: Mapping[str, Any],
     *,
@@ -255,9 +285,6 @@ def load(
         settings = Settings(**{**flags, "_file": path})
     except ValidationError as error:
         faults += [_fault(detail) for detail in error.errors(include_input=False, include_url=False)]
-    except SettingsError as error:
-        field = str(error).split('"')[1].upper()
-        faults.append(f"{PREFIX}{field}: must be JSON; a TOML file is the easier place for it")
     finally:
         _known_regions.reset(token)
     if faults:
@@ -304,12 +331,12 @@ def _config_file(given: Path | None) -> tuple[Path | None, list[str]]:
 
 
 def _fault(detail: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    first, *rest = (str(part) for part in detail["loc"])
+    key = ".".join([first, *rest])
     if detail["type"] == "extra_forbidden":
-        return f"{key}: no such key{_hint(key, Settings.model_fields)}"
+        near = _nearest(rest[-1], _NESTED[first]) if rest else _hint(key, Settings.model_fields)
+        return f"{key}: no such key{near}"
     message = detail["msg"].removeprefix("Value error, ")
-    if not key:  # a rule about several keys names them itself
-        return message
     return f"{key}: {message[:1].lower()}{message[1:]}"
 
 

@@ -12,7 +12,7 @@ from time import monotonic
 import structlog
 
 from collector.domain import Failure, Scan
-from collector.errors import CollectorError, SpoolError
+from collector.errors import CollectorError, SpoolError, WarehouseAwayError
 from collector.outcomes import Tally
 from collector.spool import Spool, Spooled
 
@@ -140,8 +140,11 @@ class Loader:
             self._in_hand = left
             if left:
                 self._write(left)
+            else:
+                self._unwritten = 0
             self._in_hand = []
-        elif self.trouble is None and self._spool.files and monotonic() >= self._drain_at:
+        # After each batch, and not only when there is none: looks may come without a pause for years.
+        if self.trouble is None and self._spool.files and monotonic() >= self._drain_at and not self._closing:
             self._drain()
 
     def _store_all(self, batch: list[Look]) -> list[Look]:
@@ -155,7 +158,7 @@ class Loader:
         return []
 
     def _store_batch(self, batch: Sequence[Look]) -> None:
-        began = monotonic()
+        began = self._since = monotonic()
         tally = self._store(batch)
         self._told(tally, monotonic() - began)
 
@@ -171,7 +174,7 @@ class Loader:
                 self._choking.add(id(look))
                 log.error("look cannot be stored, and waits on disk", look=_name(look), error=str(refusal))
                 in_a_row.add(_place(look))
-                if len(in_a_row) >= _HARDLY:
+                if len(in_a_row) >= _HARDLY or isinstance(refusal, WarehouseAwayError):
                     self._note_trouble(error)
                     return left + batch[number + 1 :]
             else:
@@ -199,19 +202,40 @@ class Loader:
         try:
             self._repair()
             self._reach()
+            self._try_one()
         except CollectorError as error:
             self._note_trouble(error)
             return
         self.trouble = None
+        self._put_off.clear()
         log.info("the database is back", waiting_on_disk=self._spool.files)
 
-    def _drain(self) -> None:
+    def _try_one(self) -> None:
+        """Store one look that waits: a database that answers may still be full, or locked.
+
+        Raises:
+            WarehouseAwayError: it cannot be stored. The next time it is another one's turn.
+        """
+        for spooled in self._waiting(1):
+            try:
+                self._store_batch([spooled.look])
+            except WarehouseAwayError:
+                self._choking = {id(spooled.look)}
+                self._put_off_if_choking(spooled)
+                raise
+            except CollectorError:
+                return  # this one alone is at fault, which is for the draining to find out
+
+    def _waiting(self, limit: int) -> list[Spooled]:
         now = monotonic()
-        waiting = self._spool.waiting(
-            _BATCH, besides={path for path, (until, _) in self._put_off.items() if until > now}
+        return self._spool.waiting(
+            limit, besides={path for path, (until, _) in self._put_off.items() if until > now}
         )
+
+    def _drain(self) -> None:
+        waiting = self._waiting(_BATCH)
         if not waiting:
-            self._drain_at = now + _RETRY
+            self._drain_at = monotonic() + _RETRY
             return
         self._choking.clear()
         left = {id(look) for look in self._store_all([spooled.look for spooled in waiting])}

@@ -40,6 +40,7 @@ class Proxy:
             make_url(url)
             .difference_update_query(["host", "port"])
             .set(host="127.0.0.1", port=self._port)
+            .update_query_dict({"connect_timeout": "2"})  # faults are many, and each waits for it
             .render_as_string(hide_password=False)
         )
         self.connections = 0
@@ -52,6 +53,11 @@ class Proxy:
         self._accepting: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
+
+    @property
+    def over_tcp(self) -> bool:
+        """Whether the server is reached over TCP, where alone it notices that packets are lost."""
+        return not isinstance(self._server, str)
 
     def refuse(self) -> None:
         """Refuse connections, and reset those that are there."""

@@ -7,6 +7,7 @@ restarted among them. At the end all is made well again, and ``soak_audit`` asks
 
 import argparse
 import gc
+import logging
 import os
 import sys
 import tempfile
@@ -14,19 +15,19 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from time import monotonic, sleep
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import psycopg
 import pytest
 import structlog
-from psycopg import sql
+from sqlalchemy import Engine, make_url
 
 from collector.commands.composition import warehouse_of
 from collector.commands.wiring import daemon_of
@@ -56,8 +57,9 @@ from collector.simulator.faults import (
 from collector.warehouse import reading, schema
 from collector.warehouse.embedded import EmbeddedPostgres
 from collector.warehouse.engine import connect_to_url, make_engine
+from tests.absence import shut
 from tests.conftest import create_database, drop_database
-from tests.simulation import eventually, lead_here, settings
+from tests.simulation import eventually, lead_here, rows, settings
 from tests.soak_audit import Audit, Journal, Watch
 
 ACCOUNTS = ("222233334444", "444455556666", "777788889999")
@@ -79,7 +81,7 @@ TICK = timedelta(seconds=0.05)
 SPEED = {
     "interval": timedelta(seconds=0.4),
     "idle_interval": timedelta(seconds=0.8),
-    "target_deadline": timedelta(seconds=1.5),
+    "target_deadline": timedelta(seconds=2.5),
 }
 """Too short for a configuration; everything else is as configured."""
 
@@ -161,6 +163,11 @@ class House:
         self.stop()
         self.start()
 
+    @property
+    def waiting(self) -> int:
+        """How many looks wait on disk."""
+        return self.daemon.state().spool_files if self.daemon else 0
+
     def _run(self, daemon: Daemon) -> None:
         try:
             daemon.run()
@@ -173,47 +180,26 @@ class House:
             self.errors.append(TimeoutError("the daemon did not end within 20 s"))
 
 
-class Database:
-    """The warehouse's server, as its superuser can spoil it."""
-
-    def __init__(self, server_url: str, name: str) -> None:
-        self._server_url = server_url
-        self._name = name
-
-    def terminate(self, share: float = 1.0) -> None:
-        """End some of the backends, whatever they are doing."""
-        with psycopg.connect(self._server_url, autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND random() < %s",
-                [self._name, share],
-            )
-
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """Nobody is in, nobody gets in."""
-        self._allow(allowed=False)
-        self.terminate()
-        try:
-            yield
-        finally:
-            self._allow(allowed=True)
-
-    def _allow(self, *, allowed: bool) -> None:
-        statement = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
-        with psycopg.connect(self._server_url, autocommit=True) as connection:
-            connection.execute(statement.format(sql.Identifier(self._name), allowed))
+def terminate_backends(server_url: str, database_url: str, share: float) -> None:
+    """End some of the backends of a database, whatever they are doing."""
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND random() < %s",
+            [make_url(database_url).database, share],
+        )
 
 
 @dataclass
 class Spell:
     """Something that is wrong for a while."""
 
-    name: str
+    kind: Callable[[], AbstractContextManager[str]]
     ends: float
-    trouble: AbstractContextManager[object]
+    trouble: AbstractContextManager[str]
+    name: str = ""
 
 
-ANSWERS: tuple[tuple[Fault, dict[str, bool]], ...] = (
+ANSWERS: tuple[tuple[Fault, dict[str, Any]], ...] = (
     (Throttle(), {}),
     (ServerError(), {}),
     (ServerError("Unavailable"), {}),
@@ -231,6 +217,7 @@ ANSWERS: tuple[tuple[Fault, dict[str, bool]], ...] = (
     (EmptyListing(), {}),
     (EmptyListing(), {"only_listing": True}),
     (EmptyListing(), {"only_lookups": True}),
+    (EmptyListing(), {"page": 2, "only_listing": True}),
     (MissingTask(fraction=0.4), {}),
     (Denied(), {}),
     (Denied("AuthFailure"), {}),
@@ -245,7 +232,8 @@ class Weather:
     """Faults that come and go."""
 
     simulator: Simulator
-    database: Database
+    server_url: str
+    database_url: str
     watch: Watch
     house: House
     rng: Random
@@ -271,23 +259,304 @@ class Weather:
     def _begin(self) -> None:
         kinds = {
             self._answers: 60,
-            self._second_page: 8,
-            self._denied_role: 5,
-            self._short_roles: 5,
-            self._revoked: 3,
-            self._away: 4,
-            self._terminated: 5,
-            self._clock: 4,
-            self._restart: 2,
+            self._denied_role: 3,
+            self._short_lived_roles: 3,
+            self._revoked_roles: 2,
+            self._database_away: 4,
+            self._backends_terminated: 5,
+            self._wrong_clock: 5,
+            self._restart: 3,
         }
         (kind,) = self.rng.choices(list(kinds), list(kinds.values()))
-        name, trouble = kind()
-        if name in {spell.name for spell in self.spells}:
+        if kind in {spell.kind for spell in self.spells} and kind != self._answers:
             return
-        trouble.__enter__()
-        self.seen[name] += 1
-        self.spells.append(Spell(name, monotonic() + self.rng.uniform(0.2, _LONGEST_SPELL), trouble))
+        spell = Spell(kind, monotonic() + self.rng.uniform(0.2, _LONGEST_SPELL), kind())
+        spell.name = spell.trouble.__enter__()
+        self.seen[spell.name] += 1
+        self.spells.append(spell)
 
-    def _answers(self) -> tuple[str, AbstractContextManager[object]]:
+    @contextmanager
+    def _answers(self) -> Iterator[str]:
+        """Let a fault hit some place: a Region, an account, both or everything, more or less often."""
         fault, hits = self.rng.choice(ANSWERS)
-        return type(fault).__name__, self._rule(fault, **hits)
+        place: dict[str, Any] = {
+            "region": self.rng.choice((None, *REGIONS)),
+            "account": self.rng.choice((None, *ACCOUNTS)),
+        }
+        probability = self.rng.choice((0.2, 0.6, 1.0))
+        with self.simulator.faults.add(fault, **place, **hits, probability=probability):
+            yield " ".join([type(fault).__name__, *hits])
+
+    @contextmanager
+    def _denied_role(self) -> Iterator[str]:
+        account = self.rng.choice(ACCOUNTS)
+        self.simulator.revoke(account)
+        with self.simulator.faults.add(Denied("AccessDenied"), action="AssumeRole", account=account):
+            yield "denied role"
+
+    @contextmanager
+    def _short_lived_roles(self) -> Iterator[str]:
+        self.simulator.expired_code = self.rng.choice(("ExpiredToken", "RequestExpired"))
+        self.simulator.role_lifetime = timedelta(seconds=1)
+        self.simulator.revoke(self.rng.choice(ACCOUNTS))
+        yield "short-lived roles"
+        self.simulator.role_lifetime = None
+
+    @contextmanager
+    def _revoked_roles(self) -> Iterator[str]:
+        self.simulator.revoke(self.rng.choice(ACCOUNTS))
+        yield "revoked roles"
+
+    @contextmanager
+    def _database_away(self) -> Iterator[str]:
+        with shut(self.server_url, self.database_url):
+            yield "database away"
+
+    @contextmanager
+    def _backends_terminated(self) -> Iterator[str]:
+        terminate_backends(self.server_url, self.database_url, self.rng.choice((0.3, 1.0)))
+        yield "backends terminated"
+
+    @contextmanager
+    def _wrong_clock(self) -> Iterator[str]:
+        hours = self.rng.choice((-365 * 24, -24, -1, -0.2, 0.2, 1, 24, 365 * 24))
+        self.watch.ahead = timedelta(hours=hours)
+        yield "wrong clock"
+        self.watch.ahead = timedelta(0)
+
+    @contextmanager
+    def _restart(self) -> Iterator[str]:
+        self.house.restart()
+        yield "restart"
+
+
+@dataclass
+class Report:
+    """What came of a soak."""
+
+    days: float
+    counts: dict[str, int]
+    faults: Counter[str]
+    start: Usage
+    end: Usage
+    differences: dict[str, list[str]]
+
+    @property
+    def wrong(self) -> list[str]:
+        """Every difference, and every bound that was passed, as a sentence."""
+        found = [f"{question}: {one}" for question, some in self.differences.items() for one in some]
+        if self.end.megabytes > self.start.megabytes + _MEGABYTES:
+            found.append(f"memory grew from {self.start.megabytes:.0f} to {self.end.megabytes:.0f} MB")
+        for name, margin in _MARGINS.items():
+            before, after = getattr(self.start, name), getattr(self.end, name)
+            if after > before + margin:
+                found.append(f"there were {before} {name}, and there are {after}")
+        return found
+
+    def lines(self) -> Iterator[str]:
+        """Return the summary table."""
+        yield f"{'simulated days':40} {self.days:10.1f}"
+        for what, number in sorted(self.counts.items()):
+            yield f"{'looks: ' + what:40} {number:10}"
+        for name, number in sorted(self.faults.items()):
+            yield f"{'spells: ' + name:40} {number:10}"
+        for name in Usage._fields:
+            yield f"{name:40} {getattr(self.start, name):10.0f} -> {getattr(self.end, name):.0f}"
+        for question, found in self.differences.items():
+            yield f"{question:66} {len(found)}"
+
+
+class Soak:
+    """One soak: so many real seconds in which so many simulated days pass, on databases of its own."""
+
+    def __init__(
+        self, server_url: str, template: str, folder: Path, *, days: float, seconds: float, seed: int
+    ) -> None:
+        self._server_url = server_url
+        self._template = template
+        self._folder = folder
+        self._days = days
+        self._seconds = seconds
+        self._seed = seed
+
+    def run(self, say: Say = print) -> Report:
+        """Soak, and audit."""
+        with ExitStack() as stack:
+            url, soaked = self._database(stack)
+            _, fresh = self._database(stack)
+            clock = SimulatedClock(datetime.now(UTC), rate=self._days * 86400 / self._seconds)
+            watch = Watch(clock)
+            fleet = Fleet(clock, self._seed, shuffle=True, record=True)
+            journal = Journal(self._folder, watch, fleet)
+            simulator = stack.enter_context(self._simulator(fleet))
+            house = House(self._settings(url), journal, watch)
+            stack.callback(house.stop)
+            weather = Weather(simulator, self._server_url, url, watch, house, Random(self._seed))
+            stack.callback(weather.clear)
+            house.start()
+            self._warm_up(journal)
+            start, began = Usage.now(), clock.now()
+            self._weather(weather, journal, say)
+            end = self._settle(weather, journal, soaked)
+            days = (clock.now() - began) / timedelta(days=1)
+            clock.set_rate(0)
+            journal.read_ledger()
+            say("the soak is over; the audit begins")
+            differences = {
+                "faults of the daemon": [repr(error) for error in house.errors],
+                "threads left over": _threads_left(),
+                "looks left on disk": [str(path) for path in (self._folder / "spool").rglob("*.*")],
+                **Audit(journal, soaked, fresh).differences(),
+            }
+            return Report(days, dict(journal.counts), weather.seen, start, end, differences)
+
+    def _database(self, stack: ExitStack) -> tuple[str, Engine]:
+        name = f"soak_{uuid.uuid4().hex}"
+        url = create_database(self._server_url, name, self._template)
+        stack.callback(drop_database, self._server_url, name)
+        engine = make_engine(connect_to_url(url))
+        stack.callback(engine.dispose)
+        return url, engine
+
+    @contextmanager
+    def _simulator(self, fleet: Fleet) -> Iterator[Simulator]:
+        """Run an EC2 with a week's imports behind it, which boto3 in this process talks to."""
+        simulator = Simulator(fleet, Faults(self._seed), regions=REGIONS, page_size=PAGE)
+        simulator.external_ids.update({account: f"id of {account}" for account in ACCOUNTS})
+        for account in ACCOUNTS:
+            for region in REGIONS:
+                fleet.populate(account, region, int(timedelta(days=8) / IMPORTS_EVERY), until=timedelta(0))
+                fleet.keep_importing(account, region, every=IMPORTS_EVERY)
+        with simulator, pytest.MonkeyPatch.context() as monkeypatch:
+            lead_here(monkeypatch, simulator)
+            yield simulator
+
+    def _settings(self, url: str) -> Settings:
+        accounts = [
+            {"role_arn": f"arn:aws:iam::{account}:role/collector", "external_id": f"id of {account}"}
+            for account in ACCOUNTS
+        ]
+        configured = settings(url, accounts=accounts, concurrency=16, data_dir=self._folder)
+        return configured.model_copy(update=SPEED)
+
+    @staticmethod
+    def _warm_up(journal: Journal) -> None:
+        """Wait until every target was looked at some times: what stays open is open then."""
+        looks = 5 * len(ACCOUNTS) * len(REGIONS)
+        eventually(lambda: journal.counts["complete"] >= looks, timeout=60)
+
+    def _weather(self, weather: Weather, journal: Journal, say: Say) -> None:
+        began, told = monotonic(), 0
+        while (passed := monotonic() - began) < self._seconds:
+            weather.change()
+            journal.read_ledger()
+            if told <= (part := int(passed / self._seconds * _PROGRESS)):
+                told = part + 1
+                say(_progress(passed / self._seconds * self._days, weather, journal))
+            sleep(0.1)
+
+    @staticmethod
+    def _settle(weather: Weather, journal: Journal, engine: Engine) -> Usage:
+        """Make all well, wait until the daemon is, measure it, and end it.
+
+        Its clock goes on from its furthest reading: what was observed at a wrong time to come would be the
+        newest otherwise, for a year.
+        """
+        weather.clear()
+        weather.watch.ahead = weather.watch.furthest + timedelta(days=1)
+        since = weather.watch()
+
+        def well() -> bool:
+            journal.read_ledger()
+            return not weather.house.waiting and rows(engine, _WELL, since=since)[0].well
+
+        for _ in range(_TRIES):
+            weather.house.restart()
+            with suppress(AssertionError):  # the audit says what is not well
+                eventually(well, timeout=60)
+            usage = Usage.now()
+            weather.house.stop()
+            if well():
+                break
+        with suppress(AssertionError):
+            eventually(lambda: not _threads_left())
+        return usage
+
+
+_TRIES = 3
+"""How often the daemon may end just when a look at a target has failed, on a busy machine."""
+
+_PROGRESS = 20
+"""Lines that tell of progress."""
+
+_WELL = """
+    SELECT NOT EXISTS (SELECT FROM vm_import.outages WHERE recovered_at IS NULL) AND NOT EXISTS (
+        SELECT FROM vm_import.targets t WHERE 3 > (
+            SELECT count(*) FROM vm_import.scans s
+            WHERE s.target_id = t.target_id AND s.complete AND s.observed_at > :since)) AS well
+"""
+
+
+def _progress(day: float, weather: Weather, journal: Journal) -> str:
+    failed = sum(number for what, number in journal.counts.items() if what not in {"complete", "partial"})
+    megabytes = psutil.Process().memory_info().rss / 2**20
+    return (
+        f"day {day:5.1f}: {journal.counts['complete']} complete, {journal.counts['partial']} partial,"
+        f" {failed} failed; {weather.house.waiting} wait on disk; {megabytes:.0f} MB;"
+        f" {', '.join(spell.name for spell in weather.spells) or 'all well'}"
+    )
+
+
+def _threads_left() -> list[str]:
+    names = ("daemon", "discover", "leadership", "loader", "look")
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(names)]
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[str]:
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield url
+        return
+    with EmbeddedPostgres(folder / "server") as server:
+        yield "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**server.conninfo())
+
+
+@contextmanager
+def _migrated(server_url: str) -> Iterator[str]:
+    name = f"soak_template_{uuid.uuid4().hex}"
+    engine = make_engine(connect_to_url(create_database(server_url, name, "template0")))
+    schema.upgrade(engine)
+    engine.dispose()
+    yield name
+    drop_database(server_url, name)
+
+
+def main() -> int:
+    """Soak as the command line says, print what came of it, and exit with 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--days", type=float, default=20, help="simulated days (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=20, help="real minutes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=Random().randrange(1000), help="of the faults")
+    options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.getLogger("apscheduler").setLevel(logging.CRITICAL)  # it complains of ticks that come too fast
+
+    def say(line: str) -> None:
+        print(line, flush=True)  # noqa: T201 - a command
+
+    say(f"{options.days:g} days in {options.minutes:g} minutes, seed {options.seed}")
+    with tempfile.TemporaryDirectory(prefix="collector-soak-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # an unprivileged server must reach its own
+        data = folder / "data"
+        data.mkdir()
+        with _server(folder) as server_url, _migrated(server_url) as template:
+            limits = {"days": options.days, "seconds": options.minutes * 60, "seed": options.seed}
+            report = Soak(server_url, template, data, **limits).run(say)
+    for line in (*report.lines(), *(report.wrong or ["nothing is wrong"])):
+        say(line)
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from collector.aws.transform import import_task
 from collector.daemon import Result
@@ -140,7 +140,9 @@ class Journal:
             seen = {task.import_task_id: task.content_hash for task in result.tasks}
             began, ended = self._watch.true_times(result.observed_at, result.finished_at)
             self.contents.write(self._new(result.tasks))
-            self.looks.write([(target, result.observed_at, result.finished_at, result.complete, seen, began, ended)])
+            self.looks.write(
+                [(target, result.observed_at, result.finished_at, result.complete, seen, began, ended)]
+            )
 
     def recorded(self, tally: Tally, seconds: float) -> None:  # noqa: ARG002 - as observers are called
         """Keep what was refused, and the failures of accounts, which no look tells of."""
@@ -231,7 +233,9 @@ class Audit:
                 row.complete,
                 bytes(row.digest),
             )
-            for row in rows(self._soaked, "SELECT * FROM vm_import.scans JOIN vm_import.targets USING (target_id)")
+            for row in rows(
+                self._soaked, "SELECT * FROM vm_import.scans JOIN vm_import.targets USING (target_id)"
+            )
         }
         for target, looks in self._looks.items():
             for scan in (look.scan for look in looks):
@@ -318,7 +322,7 @@ class Audit:
             if not {first, last} <= within:
                 yield f"nobody saw the outage from {first} to {last}"
             elif failed[last].code != row.error_code:
-                yield f"the outage from {first} to {last} ended with {failed[last].code}, not {row.error_code}"
+                yield f"the outage to {last} ended with {failed[last].code}, not {row.error_code}"
             if not min(len(within), 2) <= row.failures <= len(within):
                 yield f"the outage from {first} to {last} had {len(within)} failures, not {row.failures}"
         yield from (f"no outage holds the failure at {instant}" for instant in sorted(uncovered))
@@ -361,10 +365,11 @@ def _name(scan: Scan) -> str:
     return f"{scan.target} at {scan.observed_at.isoformat()}"
 
 
-_AS_OF = text("""
+_AS_OF = """
     SELECT t.account_id, t.region, s.observed_at, (
-        SELECT json_agg(json_build_array(a.import_task_id, a.status, a.status_message, a.progress, a.image_id))
+        SELECT json_agg(json_build_array(
+            a.import_task_id, a.status, a.status_message, a.progress, a.image_id))
         FROM vm_import.tasks_as_of(s.observed_at) a
         WHERE a.account_id = t.account_id AND a.region = t.region) AS tasks
     FROM vm_import.scans s JOIN vm_import.targets t USING (target_id) WHERE s.complete
-""").text
+"""

@@ -10,6 +10,7 @@ import pytest
 from collector.aws.clients import known_regions
 from collector.config import Settings, default_data_dir, load
 from collector.errors import UsageError
+from collector.redaction import redacted
 from tests.commands import Shell
 
 URL = "postgresql://user:hunter2@db.example.org/{}"
@@ -64,12 +65,16 @@ def test_defaults() -> None:
         database_url=None,
         direct_database_url=None,
         data_dir=default_data_dir(),
+        spool_limit="1GiB",  # type: ignore[arg-type] # as it is written in a file
+        accounts=[],
+        organization=None,
         regions=["all"],
         exclude_regions=[],
-        interval="60s",  # type: ignore[arg-type] # as it is written in a file
+        interval="60s",  # type: ignore[arg-type] # as above
         idle_interval="15m",  # type: ignore[arg-type] # as above
         concurrency=64,
         target_deadline="60s",  # type: ignore[arg-type] # as above
+        listen="127.0.0.1:8080",  # type: ignore[arg-type] # as above
     )
 
 
@@ -149,12 +154,102 @@ def test_durations(text: str, duration: timedelta) -> None:
     assert read(toml(f'idle_interval = "{text}"')).idle_interval == duration
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("500MiB", 500 * 2**20), ("1 GiB", 2**30), ("2TiB", 2**41), ("1048576", 2**20), ("1048576B", 2**20)],
+)
+def test_sizes(text: str, size: int) -> None:
+    """Sizes are a number and, unless it is bytes, a unit."""
+    assert read(toml(f'spool_limit = "{text}"')).spool_limit == size
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("0.0.0.0:80", ("0.0.0.0", 80)),  # noqa: S104 - nobody listens there
+        ("collector.example.org:0", ("collector.example.org", 0)),
+        ("[::1]:8080", ("::1", 8080)),
+    ],
+)
+def test_addresses(monkeypatch: pytest.MonkeyPatch, text: str, address: tuple[str, int]) -> None:
+    """Where to listen is a host and a port, in a variable too."""
+    monkeypatch.setenv("COLLECTOR_LISTEN", text)
+
+    assert read().listen == address
+
+
+def test_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may begin at the user's home, wherever no shell reads it."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+
+    assert read(toml('data_dir = "~/collector"')).data_dir == Path("/home/somebody/collector")
+
+
+# Accounts
+
+
+ARN = "arn:aws:iam::111122223333:role/collector"
+OTHER_ARN = "arn:aws-us-gov:iam::444455556666:role/path/to/collector"
+
+
+def test_accounts() -> None:
+    """Each has a role or is the credentials' own, and may have Regions of its own."""
+    settings = read(
+        toml(f"""
+            [[accounts]]
+            role_arn = "{ARN}"
+            external_id = "sesame-4711"
+            regions = ["eu-*"]
+            [[accounts]]
+            role_arn = "{OTHER_ARN}"
+            [[accounts]]
+        """)
+    )
+
+    first, second, own = settings.accounts
+    assert (first.role_arn, second.role_arn, own.role_arn) == (ARN, OTHER_ARN, None)
+    assert first.external_id is not None
+    assert first.external_id.get_secret_value() == "sesame-4711"
+    assert (first.regions, second.regions) == (["eu-*"], [])
+    assert "sesame-4711" not in repr(settings) + str(settings)
+
+
+def test_an_external_id_is_kept_out_of_logs() -> None:
+    """As passwords are, wherever it turns up."""
+    read(accounts=[{"role_arn": ARN, "external_id": "sesame-4711"}])
+
+    assert redacted("external id sesame-4711") == "external id ***"
+
+
+def test_accounts_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are JSON there."""
+    monkeypatch.setenv("COLLECTOR_ACCOUNTS", f'[{{"role_arn": "{ARN}", "regions": ["us-east-1"]}}, {{}}]')
+
+    assert [(one.role_arn, one.regions) for one in read().accounts] == [(ARN, ["us-east-1"]), (None, [])]
+
+
+def test_an_organization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file or, as JSON, in a variable."""
+    toml('[organization]\nrole_name = "path/collector"\nexclude = ["000000000001"]')
+    organization = read().organization
+    assert organization is not None
+    assert (organization.role_name, organization.exclude) == ("path/collector", ["000000000001"])
+
+    monkeypatch.setenv("COLLECTOR_ORGANIZATION", '{"role_name": "other"}')
+    organization = read().organization
+    assert organization is not None
+    assert organization.role_name == "other"
+
+
 # Faults
 
 
 DURATION = "must be a duration such as 30s, 15m, 24h or 7d"
 BOUNDS = "must be between 1s and 24h: EC2 forgets a task seven days after its end"
 READS = "must read postgresql://user:password@host:port/database"
+SIZE = "must be a size such as 500MiB or 1GiB, and at least 1MiB"
+ADDRESS = "must read HOST:PORT, such as 127.0.0.1:8080; port 0 takes a free one"
+ROLE = "must read arn:aws:iam::ACCOUNT:role/NAME, the account with 12 digits"
 FAULTY_FILES = {
     "unknown key": ('colour = "blue"', ["colour: no such key"]),
     "misspelt key": ('intervall = "1m"', ["intervall: no such key; did you mean interval?"]),
@@ -164,8 +259,11 @@ FAULTY_FILES = {
     ),
     "a table": ("[settings]\ninterval = '1m'", ["settings: no such key"]),
     "later keys": (
-        "listen = '127.0.0.1:1'\nretention = '7d'\n[[accounts]]\nrole_arn = 'x'",
-        [f"{key}: no such key: it belongs to a later release" for key in ("accounts", "listen", "retention")],
+        "executor = 'threads'\nretention = '7d'\nscan_horizon = '30d'",
+        [
+            f"{key}: no such key: it belongs to a later release"
+            for key in ("executor", "retention", "scan_horizon")
+        ],
     ),
     "unknown Region": (
         'regions = ["ap-south1"]',
@@ -190,6 +288,71 @@ FAULTY_FILES = {
     "bad URL": ('database_url = "mysql://root:hunter2@x/y"', ["database_url: " + READS]),
     "no URL": ('direct_database_url = "hunter2"', ["direct_database_url: " + READS]),
     "URL of another type": ("database_url = 5432", ["database_url: " + READS]),
+    "nobody's home": (
+        'data_dir = "~nobody-of-that-name/x"',
+        ["data_dir: nobody knows whose home folder ~ is"],
+    ),
+    "small limit": ('spool_limit = "1023KiB"', [f"spool_limit: {SIZE}"]),
+    "limit of another unit": ('spool_limit = "1GB"', [f"spool_limit: {SIZE}"]),
+    "no limit": ("spool_limit = true", [f"spool_limit: {SIZE}"]),
+    "port alone": ("listen = 8080", [f"listen: {ADDRESS}"]),
+    "host alone": ('listen = "127.0.0.1"', [f"listen: {ADDRESS}"]),
+    "high port": ('listen = "127.0.0.1:65536"', [f"listen: {ADDRESS}"]),
+    "bare IPv6": ('listen = "::1"', [f"listen: {ADDRESS}"]),
+    "nested keys": (
+        f'[[accounts]]\n[[accounts]]\nrole_arm = "{ARN}"\nexternal-id = "hunter2"',
+        [
+            "accounts.1.external-id: no such key; did you mean external_id?",
+            "accounts.1.role_arm: no such key; did you mean role_arn?",
+        ],
+    ),
+    "nested keys of an organization": (
+        '[organization]\nrole = "x"\nexclud = []',
+        [
+            "organization.exclud: no such key; did you mean exclude?",
+            "organization.role: no such key",
+            "organization.role_name: field required",
+        ],
+    ),
+    "no role": ('[[accounts]]\nrole_arn = "hunter2"', [f"accounts.0.role_arn: {ROLE}"]),
+    "a user for a role": (
+        '[[accounts]]\nrole_arn = "arn:aws:iam::111122223333:user/x"',
+        [f"accounts.0.role_arn: {ROLE}"],
+    ),
+    "short account": (
+        '[[accounts]]\nrole_arn = "arn:aws:iam::1111:role/x"',
+        [f"accounts.0.role_arn: {ROLE}"],
+    ),
+    "external id of nobody": (
+        '[[accounts]]\nexternal_id = "hunter2"',
+        ["accounts.0: external_id needs role_arn: the credentials' own account is not assumed"],
+    ),
+    "external id of another type": (
+        f'[[accounts]]\nrole_arn = "{ARN}"\nexternal_id = ["hunter2"]',
+        ["accounts.0.external_id: input should be a valid string"],
+    ),
+    "unknown Region of an account": (
+        '[[accounts]]\nregions = ["eu-wst-1"]',
+        ["accounts.0.regions: no Region is called 'eu-wst-1'; did you mean eu-west-1?"],
+    ),
+    "one table for many": (f'[accounts]\nrole_arn = "{ARN}"', ["accounts: input should be a valid list"]),
+    "account twice": (
+        f'[[accounts]]\nrole_arn = "{ARN}"\n[[accounts]]\nrole_arn = "{ARN}2"',
+        ["accounts: named twice: 111122223333"],
+    ),
+    "own account twice": ("[[accounts]]\n[[accounts]]", ["accounts: named twice: the credentials' own"]),
+    "accounts and organization": (
+        '[[accounts]]\n[organization]\nrole_name = "x"',
+        ["organization: accounts and organization exclude each other: configure one of them"],
+    ),
+    "an ARN for a name": (
+        f'[organization]\nrole_name = "{ARN}"',
+        ["organization.role_name: string should match"],
+    ),
+    "excluded number": (
+        '[organization]\nrole_name = "x"\nexclude = [111122223333]',
+        ["organization.exclude.0: must be an account's 12 digits, in quotes"],
+    ),
 }
 
 
@@ -241,8 +404,8 @@ def test_folder_for_a_file() -> None:
         ("COLLECTOR_INTERVAL_S", "no such variable; did you mean COLLECTOR_INTERVAL?"),
         ("COLLECTOR_DATABSE_URL", "no such variable; did you mean COLLECTOR_DATABASE_URL?"),
         ("COLLECTOR_X", "no such variable"),
-        ("COLLECTOR_SPOOL_LIMIT", "no such variable: it belongs to a later release"),
-        ("COLLECTOR_ORGANIZATION__ROLE_NAME", "no such variable: it belongs to a later release"),
+        ("COLLECTOR_SCAN_HORIZON", "no such variable: it belongs to a later release"),
+        ("COLLECTOR_ORGANIZATION__ROLE_NAME", "no such variable; did you mean COLLECTOR_ORGANIZATION?"),
     ],
 )
 def test_unknown_variable(monkeypatch: pytest.MonkeyPatch, name: str, fault: str) -> None:
@@ -252,13 +415,27 @@ def test_unknown_variable(monkeypatch: pytest.MonkeyPatch, name: str, fault: str
     assert faults() == [f"{name}: {fault}"]
 
 
+@pytest.mark.parametrize("text", ["hunter2", '[{"external_id": "hunter2"}', "[" * 100_000])
+def test_a_variable_that_is_no_json(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """It is one fault among others, and is not quoted."""
+    monkeypatch.setenv("COLLECTOR_ACCOUNTS", text)
+    monkeypatch.setenv("COLLECTOR_ORGANIZATION", text)
+
+    assert sorted(faults(concurrency=0)) == [
+        "accounts: must be JSON; a TOML file is the easier place for it",
+        "concurrency: input should be greater than or equal to 1",
+        "organization: must be JSON; a TOML file is the easier place for it",
+    ]
+
+
 # The command
 
 
 def test_all_faults_at_once(shell: Shell) -> None:
     """A command names every fault of every source, ends with 2, and prints no secret."""
     text = 'intervall = "1m"\nidle_interval = "8d"\ndirect_database_url = "mysql://u:hunter2@x/y"'
-    shell.write("collector.toml", text)
+    accounts = '[[accounts]]\nexternal_id = "hunter2"\n[[accounts]]\nrole_arm = "hunter2"'
+    shell.write("collector.toml", f"{text}\n{accounts}")
     variables = {
         "COLLECTOR_DATABASE_URL": "hunter2",
         "COLLECTOR_CONCURENCY": "hunter2",
@@ -272,11 +449,13 @@ def test_all_faults_at_once(shell: Shell) -> None:
     keys = [line.split(": ")[1] for line in ended.err.splitlines()]
     assert sorted(keys) == [
         "COLLECTOR_CONCURENCY",
-        "COLLECTOR_LISTEN",
+        "accounts.0",
+        "accounts.1.role_arm",
         "database_url",
         "direct_database_url",
         "idle_interval",
         "intervall",
+        "listen",
         "regions",
     ]
 

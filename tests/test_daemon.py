@@ -1,41 +1,44 @@
-"""The daemon: in this process with the parts of ``collector run``, or as the command itself."""
+"""The daemon in this process, with the very parts of ``collector run``: it polls on, whatever happens."""
 
 import os
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import replace
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
-import psycopg
 import pytest
-from psycopg import sql
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
+from structlog.testing import capture_logs
 
-from collector.commands.composition import Polling
-from collector.config import load
+from collector.aws.transform import import_task, wire_task
+from collector.clock import utc_now
+from collector.config import Settings, load
 from collector.daemon import Daemon, Work
-from collector.domain import Failure, Scan, Target
-from collector.errors import CollectorError, WarehouseError
-from collector.outcomes import Tally
+from collector.domain import Scan, Target
+from collector.loader import Loader
 from collector.polling import Cadence
+from collector.sightings import Sightings
 from collector.simulator import Simulator
-from collector.simulator.faults import Latency, Stall
-from collector.warehouse.access import Warehouse
+from collector.simulator.faults import Denied, EmptyListing, Latency, Stall
+from collector.spool import Spool
+from collector.warehouse import history
+from collector.warehouse.engine import connect_to_url, make_engine
 from collector.warehouse.recording import record
-from tests.factories import TARGET, scan, task
+from tests.absence import shut
+from tests.conftest import create_database, drop_database
+from tests.daemons import Running, Watched, running
+from tests.factories import TARGET, at, scan, stored
 from tests.simulation import (
     ACCOUNT,
     OTHER_REGION,
     REGION,
     eventually,
-    polled,
     rows,
     settings,
     simulated,
@@ -43,7 +46,7 @@ from tests.simulation import (
 )
 
 OFTEN = timedelta(seconds=0.1)
-Result = Scan | Failure | None
+Away = Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -55,39 +58,29 @@ def simulator() -> Iterator[Simulator]:
         yield simulator
 
 
-def work_of(warehouse: Warehouse, polling: Polling) -> Work:
-    """Join the parts as ``collector run`` does."""
-    return Work(
-        discover=polling.targets,
-        look=polling.look,
-        cancel=polling.cancel,
-        record=lambda looks: record(warehouse.engine, looks),
-        repair=warehouse.repair,
-    )
+def hurried(configuration: Settings) -> Settings:
+    """Return a configuration with intervals that no user may have."""
+    return configuration.model_copy(update={"interval": OFTEN, "idle_interval": OFTEN})
 
 
-@contextmanager
-def running(work: Work, *, interval: timedelta = OFTEN) -> Iterator[Daemon]:
-    """Run a daemon; it must end within seconds, and without an error."""
-    daemon = Daemon(work, Cadence(interval=interval, idle_interval=interval), concurrency=8, tick=OFTEN / 5)
-    ends: list[BaseException | None] = []
+@pytest.fixture
+def configuration(simulator: Simulator, database_url: str, tmp_path: Path) -> Settings:
+    """Every enabled Region, ten times a second, into this test's database."""
+    assert simulator
+    return hurried(settings(database_url, data_dir=tmp_path / "data", target_deadline=timedelta(seconds=2)))
 
-    def run() -> None:
-        try:
-            daemon.run()
-        except BaseException as error:  # noqa: BLE001 - handed to the test, which lies in another thread
-            ends.append(error)
-        else:
-            ends.append(None)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield daemon
-    finally:
-        daemon.stop()
-        thread.join(timeout=30)
-    assert ends == [None]
+@pytest.fixture
+def away(server_url: str, database_url: str) -> Away:
+    """Take this test's database away for a while."""
+    return lambda: shut(server_url, database_url)
+
+
+@pytest.fixture
+def often_discovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for accounts and Regions all the time, not once a day."""
+    monkeypatch.setattr("collector.daemon.DISCOVERY_INTERVAL", OFTEN)
+    monkeypatch.setattr("collector.daemon.DISCOVERY_RETRY", OFTEN)
 
 
 def scans(engine: Engine, region: str = REGION) -> int:
@@ -104,6 +97,17 @@ def more_scans(engine: Engine, region: str = REGION) -> None:
     eventually(lambda: scans(engine, region) >= seen + 2, timeout=30)
 
 
+def looks(seen: Watched, region: str = REGION) -> int:
+    """Return how many looks at a Region have ended."""
+    return sum(target.region == region for target, _ in list(seen.looks))
+
+
+def more_looks(seen: Watched, region: str = REGION) -> None:
+    """Wait until two more looks at a Region have ended: what they saw waits, if it is not stored."""
+    had = looks(seen, region)
+    eventually(lambda: looks(seen, region) >= had + 2, timeout=30)
+
+
 def progresses(engine: Engine, region: str = REGION) -> list[str]:
     """Return what progress the Region's task made, as far as it was recorded."""
     query = (
@@ -113,11 +117,20 @@ def progresses(engine: Engine, region: str = REGION) -> list[str]:
     return [row.progress for row in rows(engine, query, region=region)]
 
 
+def outages(engine: Engine) -> list[tuple[Any, ...]]:
+    """Return Region, code and whether it is over, of every outage."""
+    query = "SELECT region, error_code, recovered_at IS NOT NULL FROM vm_import.outages ORDER BY outage_id"
+    return [tuple(row) for row in rows(engine, query)]
+
+
+# What it does
+
+
 def test_it_polls_on_its_interval_and_records_what_changes(
-    simulator: Simulator, database_url: str, engine: Engine
+    configuration: Settings, simulator: Simulator, engine: Engine
 ) -> None:
     """Neither more often than told, nor without end of a task's news."""
-    with polled(settings(database_url)) as parts, running(work_of(*parts)):
+    with running(configuration):
         for percent in ("20", "30"):
             more_scans(engine)
             simulator.fleet.put(ACCOUNT, REGION, wire("a", Progress=percent))
@@ -128,124 +141,212 @@ def test_it_polls_on_its_interval_and_records_what_changes(
         "SELECT count(*) AS number, max(observed_at) - min(observed_at) AS time"
         " FROM vm_import.scans GROUP BY target_id"
     )
-    assert all(scans.time > (scans.number - 3) * OFTEN for scans in rows(engine, statement))
+    assert all(scans.time > (scans.number - 3) * 0.9 * OFTEN for scans in rows(engine, statement))
 
 
-def test_a_stalled_region_delays_nobody(simulator: Simulator, database_url: str, engine: Engine) -> None:
-    """The others are polled on, and it answers again by itself."""
-    with polled(settings(database_url)) as parts, running(work_of(*parts)):
-        more_scans(engine)
-        rule = simulator.faults.add(Stall(seconds=1.5), region=REGION, times=1)
-        eventually(lambda: rule.hits)
-        seen = scans(engine)
+def test_it_says_how_it_is(configuration: Settings, engine: Engine) -> None:
+    """Alive, leading, with its database, and with what each target showed."""
+    with running(configuration) as run:
         more_scans(engine, OTHER_REGION)
-        assert scans(engine) <= seen + 1  # one may have been on its way into the database
         more_scans(engine)
-    assert rows(engine, "SELECT * FROM vm_import.outages") == []
+        eventually(lambda: run.daemon.state().ready)
+        state = run.daemon.state()
+    assert (state.alive, state.leading, state.database, state.spool_files) == (True, True, None, 0)
+    assert [target.target.region for target in state.targets] == [REGION, OTHER_REGION]
+    assert all(target.last_good_at and target.statuses == {"active": 1} for target in state.targets)
 
 
-@pytest.mark.parametrize("stalled", [False, True], ids=["healthy", "stalled Region"])
-def test_sigterm_ends_the_command_with_0_within_seconds(
-    simulator: Simulator, database_url: str, engine: Engine, *, stalled: bool
+def test_a_stalled_region_delays_nobody(
+    configuration: Settings, simulator: Simulator, engine: Engine
 ) -> None:
-    """What was seen is stored, and no traceback is left behind."""
-    rule = simulator.faults.add(Stall(), region=OTHER_REGION, times=None if stalled else 0)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "collector", "run"],
-        env={**os.environ, "COLLECTOR_DATABASE_URL": database_url, "COLLECTOR_INTERVAL": "1s"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        eventually(lambda: scans(engine) and (rule.hits or not stalled))
-        began = monotonic()
-        process.terminate()
-        _, errors = process.communicate(timeout=20)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 0, errors
-    assert monotonic() - began < 12
-    assert "Traceback" not in errors
+    """The others are polled on, its outage has one row, and it answers again by itself."""
+    with running(configuration) as run:
+        more_scans(engine)
+        stall = simulator.faults.add(Stall(), region=REGION)
+        eventually(lambda: stall.hits)
+        before = scans(engine)
+        for _ in range(3):
+            more_scans(engine, OTHER_REGION)
+        assert scans(engine) <= before + 1  # one may have been on its way into the database
+        eventually(lambda: run.daemon.state().targets[0].failing)
+        stall.remove()
+        more_scans(engine)
+    assert outages(engine) == [(REGION, "DeadlineExceeded", True)]
+
+
+def test_empty_then_full_listings_close_nothing(
+    configuration: Settings, simulator: Simulator, engine: Engine
+) -> None:
+    """A valid answer without tasks that no look-up confirms is partial; one that a look-up corrects is none."""
+    with running(configuration) as run:
+        more_scans(engine)
+        for lie in (EmptyListing(), None, EmptyListing()):
+            told = simulator.faults.add(lie, region=REGION) if lie else None
+            more_looks(run.seen)
+            if told:
+                told.remove()
+        simulator.faults.add(EmptyListing(), region=REGION, only_listing=True)
+        more_looks(run.seen)
+    (chain,) = stored(engine).values()
+    assert [observed and observed.progress for *_, observed in chain] == ["10"]
+    assert {complete for (complete,) in rows(engine, "SELECT complete FROM vm_import.scans")} == {True, False}
+
+
+# Which targets there are
+
+
+@pytest.mark.usefixtures("often_discovered")
+def test_a_failing_discovery_keeps_the_targets(
+    configuration: Settings, simulator: Simulator, engine: Engine
+) -> None:
+    """They are polled all the while; the account has an outage with AWS's code, and its end."""
+    with running(configuration):
+        more_scans(engine)
+        with simulator.faults.add(Denied(), action="DescribeRegions") as denial:
+            eventually(lambda: denial.hits > 1)
+            more_scans(engine, OTHER_REGION)
+        eventually(lambda: set(outages(engine)) == {(None, "UnauthorizedOperation", True)})
+
+
+@pytest.mark.usefixtures("often_discovered")
+def test_a_region_that_is_enabled_is_polled_after_the_next_discovery(
+    configuration: Settings, simulator: Simulator, engine: Engine
+) -> None:
+    """And one that is disabled no longer; EC2 itself is out of reach for a moment."""
+    port = int(simulator.url.rsplit(":", 1)[1])
+    with running(configuration) as run:
+        more_scans(engine)
+        simulator.stop()
+        with Simulator(simulator.fleet, regions=[REGION, "eu-north-1"], port=port):
+            more_scans(engine, "eu-north-1")
+            assert {target.target.region for target in run.daemon.state().targets} == {REGION, "eu-north-1"}
+            more_scans(engine)
+
+
+@pytest.mark.usefixtures("often_discovered")
+def test_a_slow_discovery_delays_no_look(
+    configuration: Settings, simulator: Simulator, engine: Engine
+) -> None:
+    """It is asked for beside the looks: a tick never waits for AWS."""
+    with running(configuration):
+        more_scans(engine)
+        slow = simulator.faults.add(Stall(), action="DescribeRegions")
+        eventually(lambda: slow.hits)
+        for _ in range(3):
+            more_scans(engine)
+        assert slow.hits == 1
+        slow.remove()
+
+
+def test_a_first_discovery_that_fails_is_tried_again(
+    configuration: Settings, simulator: Simulator, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regions that nobody can name now are those of earlier times, or of a later answer."""
+    monkeypatch.setattr("collector.daemon.DISCOVERY_RETRY", OFTEN)
+    denial = simulator.faults.add(Denied(), action="DescribeRegions")
+    with running(configuration):
+        eventually(lambda: outages(engine) == [(None, "UnauthorizedOperation", False)])
+        denial.remove()
+        more_scans(engine)
 
 
 # Without the database
 
 
-@pytest.fixture
-def away(server_url: str, database_url: str) -> Callable[[], AbstractContextManager[None]]:
-    """Take this test's database away for a while: nobody is in, nobody gets in."""
-    name = str(make_url(database_url).database)
-    allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
-
-    @contextmanager
-    def shut() -> Iterator[None]:
-        with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(allow.format(sql.Identifier(name), False))
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
-            )
-            yield
-            connection.execute(allow.format(sql.Identifier(name), True))
-
-    return shut
-
-
 def test_nothing_seen_is_lost_while_the_database_is_away(
-    simulator: Simulator, database_url: str, engine: Engine, away: Callable[[], AbstractContextManager[None]]
+    configuration: Settings, simulator: Simulator, engine: Engine, away: Away
 ) -> None:
-    """A look in flight when it went is stored when it is back, though nobody could judge its listing."""
-    seen: list[str | None] = []
-
-    with polled(settings(database_url)) as (warehouse, polling):
-
-        def look(target: Target) -> Result:
-            result = polling.look(target)
-            if isinstance(result, Scan) and target.region == REGION:
-                seen.extend(task.progress for task in result.tasks)
-            return result
-
-        with running(replace(work_of(warehouse, polling), look=look)):
-            more_scans(engine)
-            simulator.fleet.put(ACCOUNT, REGION, wire("a", Progress="20"))
-            held = simulator.faults.add(Latency(1), region=REGION, times=1)
-            eventually(lambda: held.hits)
-            before = seen.count("20")
-            with away():
-                eventually(lambda: seen.count("20") > before)
-                simulator.fleet.put(ACCOUNT, REGION, wire("a", Progress="30"))
-            more_scans(engine)
-    assert progresses(engine) == ["10", "20", "30"]
-    assert rows(engine, "SELECT * FROM vm_import.outages") == []
-
-
-def test_a_command_that_has_lost_its_database_still_ends(
-    simulator: Simulator, database_url: str, engine: Engine, away: Callable[[], AbstractContextManager[None]]
-) -> None:
-    """Within seconds, by itself."""
-    assert simulator
-    with polled(settings(database_url)) as parts, running(work_of(*parts)) as daemon:
+    """Polling goes on, a new task is seen and one that is gone is judged by what this process saw."""
+    with running(configuration) as run:
         more_scans(engine)
         with away():
+            for percent in ("20", "30"):
+                simulator.fleet.put(ACCOUNT, REGION, wire("a", Progress=percent))
+                more_looks(run.seen)
+            simulator.fleet.put(ACCOUNT, OTHER_REGION, wire("b"))
+            more_looks(run.seen, OTHER_REGION)
+            simulator.fleet.remove(ACCOUNT, OTHER_REGION, "import-ami-b")
+            more_looks(run.seen, OTHER_REGION)
+            state = run.daemon.state()
+            assert state.database
+            assert state.spool_files
+        eventually(lambda: not run.daemon.state().spool_files, timeout=40)
+        more_scans(engine)
+    assert progresses(engine) == ["10", "20", "30"]
+    assert _all_scans(engine) >= {_key(look) for _, look in run.seen.looks if isinstance(look, Scan)}
+    chains = stored(engine, Target(ACCOUNT, OTHER_REGION))
+    assert [observed is not None for *_, observed in chains["import-ami-b"]] == [True, False]
+    assert outages(engine) == []
+
+
+def _all_scans(engine: Engine) -> set[tuple[Any, ...]]:
+    query = (
+        "SELECT account_id, region, observed_at, complete, digest"
+        " FROM vm_import.scans JOIN vm_import.targets USING (target_id)"
+    )
+    return {(*row[:-1], bytes(row[-1])) for row in rows(engine, query)}
+
+
+def _key(scan: Scan) -> tuple[Any, ...]:
+    return scan.target.account_id, scan.target.region, scan.observed_at, scan.complete, scan.digest
+
+
+def test_what_fails_while_the_database_is_away_is_an_outage_afterwards(
+    configuration: Settings, simulator: Simulator, engine: Engine, away: Away
+) -> None:
+    """Failures wait on disk like scans."""
+    with running(configuration) as run:
+        more_scans(engine)
+        with away():
+            with simulator.faults.add(Denied(), region=REGION):
+                more_looks(run.seen)
+            more_looks(run.seen)
+        eventually(lambda: not run.daemon.state().spool_files, timeout=40)
+        eventually(lambda: outages(engine) == [(REGION, "UnauthorizedOperation", True)])
+
+
+def test_polling_stops_while_neither_database_nor_disk_takes_what_is_seen(
+    configuration: Settings, simulator: Simulator, engine: Engine, away: Away
+) -> None:
+    """Nothing seen may be dropped, so nothing more is looked at; it begins again by itself."""
+    spool = configuration.data_dir / "spool"
+    with running(configuration) as run:
+        more_scans(engine)
+        with away():
+            kept = spool.rename(spool.with_name("kept"))
+            spool.touch()
+            eventually(lambda: run.daemon.state().spool_full)
+            eventually(lambda: not _in_flight(run))
+            asked = simulator.count(action="DescribeImportImageTasks")
             began = monotonic()
-            daemon.stop()
-            eventually(lambda: not any(thread.name.startswith("look") for thread in threading.enumerate()))
-    assert monotonic() - began < 15
+            eventually(lambda: monotonic() - began > 5 * OFTEN.total_seconds())
+            assert simulator.count(action="DescribeImportImageTasks") == asked
+            spool.unlink()
+            kept.rename(spool)
+            eventually(lambda: not run.daemon.state().spool_full)
+            more_looks(run.seen)
+        eventually(lambda: not run.daemon.state().spool_files, timeout=40)
+    assert _all_scans(engine) >= {_key(look) for _, look in run.seen.looks if isinstance(look, Scan)}
+
+
+def _in_flight(run: Running) -> bool:
+    return any(not runner.done() for runner in run.daemon._runners)  # noqa: SLF001 - nobody else knows
 
 
 def test_an_embedded_server_that_is_killed_is_repaired(simulator: Simulator, public_folder: Path) -> None:
-    """The daemon goes on with what it polled."""
-    configuration = load({"data_dir": public_folder / "daemon"})
-    with polled(configuration) as (warehouse, polling), running(work_of(warehouse, polling)):
-        more_scans(warehouse.engine)
+    """The daemon goes on, and nothing that it saw meanwhile is lost."""
+    configuration = hurried(load({"data_dir": public_folder / "daemon"}))
+    with running(configuration) as run:
+        engine = run.warehouse.engine
+        more_scans(engine)
         (pid_file,) = configuration.data_dir.rglob("postmaster.pid")
         postmaster = int(pid_file.read_text().split()[0])
         os.kill(postmaster, signal.SIGKILL)
-        eventually(
-            lambda: pid_file.exists() and int(pid_file.read_text().split()[0]) != postmaster, timeout=60
-        )
         simulator.fleet.put(ACCOUNT, REGION, wire("a", Progress="20"))
-        eventually(lambda: _progresses_if_up(warehouse.engine) == ["10", "20"], timeout=60)
+        more_looks(run.seen)
+        simulator.fleet.put(ACCOUNT, REGION, wire("a", Progress="30"))
+        eventually(lambda: _progresses_if_up(engine) == ["10", "20", "30"], timeout=60)
+        assert int(pid_file.read_text().split()[0]) != postmaster
 
 
 def _progresses_if_up(engine: Engine) -> list[str]:
@@ -254,171 +355,161 @@ def _progresses_if_up(engine: Engine) -> list[str]:
     return []
 
 
-# Several daemons
+# The end
 
 
-def test_two_daemons_never_look_at_one_target_at_a_time(
-    simulator: Simulator, database_url: str, engine: Engine
+def test_looks_in_flight_at_the_end_are_stored(
+    configuration: Settings, simulator: Simulator, engine: Engine
 ) -> None:
-    """However often they try, and both of them get their turns."""
-    simulator.latency = 0.05
-    turns: list[set[str]] = [set(), set()]
+    """They have a moment to finish."""
+    with running(configuration) as run:
+        more_scans(engine)
+        simulator.fleet.put(ACCOUNT, REGION, wire("a", Progress="20"))
+        held = simulator.faults.add(Latency(0.5), region=REGION)
+        eventually(lambda: held.hits)
+        run.daemon.stop()
+    assert progresses(engine)[-1] == "20"
 
-    with ExitStack() as daemons:
-        # Regions by name, and both ready before one begins: questions about the account hold no lease.
-        configuration = settings(database_url, regions=[REGION, OTHER_REGION])
-        ready = [daemons.enter_context(polled(configuration)) for _ in turns]
-        for (warehouse, polling), mine in zip(ready, turns, strict=True):
 
-            def look(target: Target, polling: Polling = polling, mine: set[str] = mine) -> Result:
-                result = polling.look(target)
-                mine.add(type(result).__name__)
-                return result
+def test_the_end_leaves_no_thread(configuration: Settings, simulator: Simulator, engine: Engine) -> None:
+    """Also with a Region, a discovery and the database that hang or are away."""
+    before = set(threading.enumerate())
+    with running(configuration) as run:
+        more_scans(engine)
+        stall = simulator.faults.add(Stall(), region=REGION)
+        eventually(lambda: stall.hits)
+        run.daemon.stop()
+        began = monotonic()
+    assert monotonic() - began < 8
+    simulator.stop()
+    eventually(lambda: not [thread for thread in set(threading.enumerate()) - before if thread.is_alive()])
 
-            work = replace(work_of(warehouse, polling), look=look)
-            daemons.enter_context(running(work, interval=timedelta(0)))
-        eventually(lambda: scans(engine) >= 20)
-        eventually(lambda: all(mine == {"Scan", "NoneType"} for mine in turns))
-    assert {simulator.peaks[ACCOUNT, region] for region in (REGION, OTHER_REGION)} == {1}
+
+def test_a_daemon_that_has_lost_its_database_still_ends(
+    configuration: Settings, engine: Engine, away: Away
+) -> None:
+    """Within seconds, and what it saw is on disk."""
+    with running(configuration) as run:
+        more_scans(engine)
+        with away():
+            more_looks(run.seen)
+            began = monotonic()
+            run.daemon.stop()
+            eventually(lambda: not any(thread.name == "loader" for thread in threading.enumerate()))
+            assert monotonic() - began < 10
+            assert list(configuration.data_dir.rglob("*.look"))
+
+
+# Clocks
+
+
+class Clock:
+    """A wall clock that can be set."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta(0)
+
+    def __call__(self) -> datetime:
+        """Read it."""
+        return utc_now() + self.ahead
+
+
+@pytest.fixture
+def another_engine(server_url: str, migrated: str) -> Iterator[Engine]:
+    """An engine on a migrated database of its own."""
+    name = f"another_{uuid.uuid4().hex}"
+    engine = make_engine(connect_to_url(create_database(server_url, name, migrated)))
+    yield engine
+    engine.dispose()
+    drop_database(server_url, name)
+
+
+def test_history_stays_right_when_the_wall_clock_jumps(
+    configuration: Settings, simulator: Simulator, engine: Engine, another_engine: Engine
+) -> None:
+    """An hour and a year, both ways: late scans are late scans, and the same set of scans is one history."""
+    clock = Clock()
+    with running(configuration, now=clock) as run:
+        more_scans(engine)
+        for number, hours in enumerate((-1, 1, 365 * 24, -365 * 24, 0), start=2):
+            clock.ahead = timedelta(hours=hours)
+            simulator.fleet.put(ACCOUNT, REGION, wire("a", Progress=f"{number}0"))
+            if number == 3:
+                simulator.fleet.put(ACCOUNT, REGION, wire("b"))
+            if number == 5:
+                simulator.fleet.remove(ACCOUNT, REGION, "import-ami-b")
+            more_scans(engine)
+    seen = {look for _, look in run.seen.looks if isinstance(look, Scan)}
+    assert _all_scans(engine) == {_key(scan) for scan in seen}
+    assert max(scan.observed_at for scan in seen) - min(scan.observed_at for scan in seen) > timedelta(
+        days=729
+    )
+    list(history.store(another_engine, sorted(seen, key=lambda scan: scan.observed_at)))
+    assert stored(engine) == stored(another_engine)
+    assert progresses(engine) == ["50", "20", "10", "60", "30", "40"]
+
+
+@pytest.mark.parametrize("hours", [-1, 1, -365 * 24, 365 * 24])
+def test_ticks_go_on_when_the_wall_clock_jumps(
+    configuration: Settings, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """The scheduler goes by it, and would sleep until it is what it was."""
+
+    class Jumped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override] # as the scheduler calls it
+            return datetime.now(tz) + timedelta(hours=hours)
+
+    with running(configuration) as run:
+        more_looks(run.seen)
+        for module in ("schedulers.base", "triggers.interval"):
+            monkeypatch.setattr(f"apscheduler.{module}.datetime", Jumped)
+        for _ in range(3):
+            more_looks(run.seen)
+        assert run.daemon.state().alive
 
 
 # What is handed in may fail
 
 
-class Stand:
-    """Work without AWS and without a database, which fails when told to."""
+def test_a_look_that_raises_loses_neither_its_target_nor_the_others(engine: Engine, tmp_path: Path) -> None:
+    """Looks return their failures; one that raises is broken, named, and asked again."""
+    instants = iter(range(1_000_000))
+    broken = threading.Event()
+    bad, good = TARGET, Target(ACCOUNT, OTHER_REGION)
+    seen = Watched()
 
-    def __init__(self) -> None:
-        self.targets = [TARGET]
-        self.fail: dict[str, Exception] = {}
-        self.failed: list[str] = []
-        self.recorded: list[Scan | Failure] = []
-        self.repaired = 0
-        self._instants = iter(range(1_000_000))
+    def look(target: Target) -> Scan:
+        if target == bad and broken.is_set():
+            raise RuntimeError("broken")
+        return scan(next(instants), target=target)
 
-    def work(self) -> Work:
-        """Return what a daemon is given."""
-        return Work(self.discover, self.look, lambda: None, self.record, self.repair)
-
-    def discover(self) -> list[Target]:
-        """Name the targets."""
-        self._fail("discover")
-        return self.targets
-
-    def look(self, target: Target) -> Scan:
-        """See something new each time."""
-        self._fail("look")
-        return scan(next(self._instants), task("a"), target=target)
-
-    def record(self, looks: list[Scan | Failure]) -> Tally:
-        """Store."""
-        self._fail("record")
-        self.recorded += looks
-        return Tally(scans=len(looks))
-
-    def repair(self) -> None:
-        """Count."""
-        self.repaired += 1
-        self._fail("repair")
-
-    def _fail(self, what: str) -> None:
-        if what in self.fail:
-            self.failed.append(what)
-            raise self.fail[what]
-
-    def goes_on(self) -> None:
-        """Wait until more is recorded."""
-        had = len(self.recorded)
-        eventually(lambda: len(self.recorded) > had + 1)
+    spool = Spool(tmp_path, limit=2**30, to_wire=wire_task, from_wire=import_task)
+    loader = Loader(
+        store=lambda looks: record(engine, looks),
+        reach=lambda: None,
+        repair=lambda: None,
+        give_up=lambda: None,
+        spool=spool,
+        told=seen.recorded,
+    )
+    cadence = Cadence(interval=OFTEN, idle_interval=OFTEN, concurrency=2)
+    work = Work(lambda: ([bad, good], []), look, lambda: None, lambda: True, lambda: at(0))
+    daemon = Daemon(work, cadence, loader, spool, Sightings(), seen, concurrency=2, tick=OFTEN / 5)
+    thread = threading.Thread(target=daemon.run)
+    thread.start()
+    try:
+        with capture_logs() as logs:
+            broken.set()
+            more_looks(seen, bad.region)
+            more_looks(seen, good.region)
+            broken.clear()
+            more_scans(engine, bad.region)
+    finally:
+        daemon.stop()
+        thread.join(timeout=20)
+    assert _named(logs, "look put off") == {(bad.account_id, bad.region, "broken")}
 
 
-@pytest.mark.parametrize("what", ["look", "record", "discover"])
-@pytest.mark.parametrize("error", [WarehouseError("away"), RuntimeError("broken")], ids=repr)
-def test_whatever_raises_does_not_stop_the_daemon(
-    monkeypatch: pytest.MonkeyPatch, what: str, error: Exception
-) -> None:
-    """It goes on as soon as that works again, and has lost no target."""
-    monkeypatch.setattr("collector.daemon.DISCOVERY_INTERVAL", OFTEN)  # a day, which no test can wait for
-    stand = Stand()
-    with running(stand.work()):
-        stand.goes_on()
-        stand.fail[what] = error
-        eventually(lambda: stand.failed.count(what) > 1)
-        stand.fail.clear()
-        stand.goes_on()
-
-
-def test_a_failing_discovery_keeps_the_known_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are polled all the while; the first one that works is followed."""
-    monkeypatch.setattr("collector.daemon.DISCOVERY_INTERVAL", OFTEN)  # as above
-    stand = Stand()
-    other = Target(ACCOUNT, OTHER_REGION)
-    with running(stand.work()):
-        stand.goes_on()
-        stand.fail["discover"] = CollectorError("EC2 does not say")
-        eventually(lambda: len(stand.failed) > 1)
-        stand.goes_on()
-        stand.targets = [other]
-        stand.fail.clear()
-        eventually(lambda: stand.recorded[-1].target == other)  # type: ignore[union-attr] # only scans are recorded here
-
-
-def test_a_daemon_that_finds_no_targets_does_not_begin() -> None:
-    """Whoever starts it reads why."""
-    stand = Stand()
-    stand.fail["discover"] = CollectorError("EC2 does not say")
-    daemon = Daemon(stand.work(), Cadence(interval=OFTEN, idle_interval=OFTEN), concurrency=1)
-    with pytest.raises(CollectorError, match="does not say"):
-        daemon.run()
-
-
-def test_what_is_not_recorded_is_kept_and_polling_waits() -> None:
-    """Nothing is dropped, nothing piles up, and the database's repair is tried, even if that fails too."""
-    stand = Stand()
-    with running(stand.work()):
-        stand.goes_on()
-        stand.fail |= {"record": WarehouseError("away"), "repair": CollectorError("cannot be repaired")}
-        eventually(lambda: stand.failed.count("record") > 5)
-        had = len(stand.recorded)
-        stand.fail.clear()
-        stand.goes_on()
-    instants = [look.observed_at for look in stand.recorded if isinstance(look, Scan)]
-    assert instants == sorted(set(instants))
-    assert instants[had] == instants[had - 1] + timedelta(minutes=1)
-    assert stand.repaired
-
-
-def test_a_slow_discovery_delays_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is asked for beside the looks: a tick never waits for AWS."""
-    monkeypatch.setattr("collector.daemon.DISCOVERY_INTERVAL", OFTEN)  # as above
-    stand = Stand()
-    asked, answer = threading.Semaphore(0), threading.Event()
-
-    def discover() -> list[Target]:
-        asked.release()
-        answer.wait(timeout=30)
-        return [TARGET]
-
-    answer.set()
-    with running(replace(stand.work(), discover=discover)):
-        stand.goes_on()
-        answer.clear()
-        assert asked.acquire(timeout=10)
-        stand.goes_on()
-        answer.set()
-
-
-def test_a_wall_clock_that_is_set_back_does_not_stop_the_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scheduler would sleep for an hour, also while looks are in flight."""
-    stand = Stand()
-
-    class AnHourAgo(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override] # as the scheduler calls it
-            return datetime.now(tz) - timedelta(hours=1)
-
-    with running(stand.work()):
-        stand.goes_on()
-        for module in ("schedulers.base", "triggers.interval"):
-            monkeypatch.setattr(f"apscheduler.{module}.datetime", AnHourAgo)
-        stand.goes_on()
+def _named(logs: Iterable[Any], event: str) -> set[tuple[Any, ...]]:
+    return {(log["account"], log["region"], log["error"]) for log in logs if log["event"] == event}

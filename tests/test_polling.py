@@ -105,10 +105,10 @@ def test_the_result_says_when_a_target_is_due_again(result: Scan | Failure | Non
 def test_the_pause_counts_from_the_beginning_of_a_look() -> None:
     """A slow look does not stretch the interval, and one that outlasts it is due again at once."""
     cadence = cadence_of(TARGET)
-    next(pauses(cadence, BUSY))
-    started = due_at(cadence, NOW + 2 * INTERVAL)
-    cadence.done(TARGET, BUSY, started + INTERVAL / 2)
-    assert due_at(cadence, started) <= started + INTERVAL + 1
+    assert cadence.take(NOW) == TARGET
+    cadence.done(TARGET, BUSY, NOW + INTERVAL / 2)
+    started = due_at(cadence, NOW)
+    assert started <= NOW + INTERVAL + 1
     cadence.done(TARGET, BUSY, started + 10 * INTERVAL)
     assert cadence.take(started + 10 * INTERVAL) == TARGET
 

@@ -112,11 +112,15 @@ class RenewableCredentials:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One account to look at. ``regions`` are patterns of its own; none: those of the configuration."""
+    """One account to look at. ``regions`` are patterns of its own; none: those of the configuration.
+
+    ``role_arn`` is the role that is assumed in it; ``None``: it is the credentials' own.
+    """
 
     account_id: str
     credentials: RenewableCredentials = field(compare=False)
     regions: tuple[str, ...] = ()
+    role_arn: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +262,7 @@ class Accounts:
                     f"accounts: named twice: {account_id}, by its role and as the credentials' own"
                 )
             if account_id not in self._known:
-                self._known[account_id] = Account(account_id, self._credentials(role), role.regions)
+                self._known[account_id] = Account(account_id, self._credentials(role), role.regions, role.arn)
             found[account_id] = self._known[account_id]
         return found
 
@@ -330,7 +334,7 @@ class Accounts:
     def _roles_in(self, account_ids: Collection[str]) -> list[Role]:
         assert self._organization is not None  # noqa: S101 - for the type checker
         own, partition = self.own_account()
-        name = self._organization.role_name
+        name = self._organization.role_name.removeprefix("/")
         return [
             Role(None if account_id == own else f"arn:{partition}:iam::{account_id}:role/{name}")
             for account_id in account_ids

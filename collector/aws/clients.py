@@ -99,6 +99,10 @@ class Clients:
         """Return the STS client of the home Region."""
         return self._client("sts", self.home)
 
+    def cloudtrail(self, region: str) -> Any:
+        """Return the CloudTrail client of a Region."""
+        return self._client("cloudtrail", region)
+
     def organizations(self) -> Any:
         """Return the client of AWS Organizations."""
         return self._client("organizations", self.home)

@@ -35,7 +35,7 @@ _TRANSIENT_CODES: Final = frozenset(
         "Unavailable",
     }
 )
-_BROKEN_LISTING_CODES: Final = frozenset({"InvalidNextToken", "RequestExpired"})
+_BROKEN_LISTING_CODES: Final = frozenset({"InvalidNextToken", "InvalidNextTokenException", "RequestExpired"})
 _SERVER_ERROR = 500
 
 

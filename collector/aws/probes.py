@@ -10,12 +10,17 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
+from collector.aws import deadline
 from collector.aws.accounts import Account, Accounts
 from collector.aws.clients import AwsUnavailableError, Clients, acting_as
 from collector.aws.failures import code_of
 
 ALLOWED = "DryRunOperation"
+
+_PATIENCE = 10.0
+"""Seconds for an answer that tells the time."""
 
 
 class Refusal(NamedTuple):
@@ -38,7 +43,8 @@ class Probes:
         A refusal tells the time as well, and with a clock that is wrong it may be all that there is.
         """
         before = datetime.now(UTC)
-        with acting_as(self._accounts.own), suppress(BotoCoreError, KeyError):
+        unanswered = (AwsUnavailableError, BotoCoreError, KeyError, ResponseParserError)
+        with suppress(*unanswered), deadline.Deadline(_PATIENCE), acting_as(self._accounts.own):
             try:
                 answer = self._clients.sts().get_caller_identity()
             except ClientError as error:

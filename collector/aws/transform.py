@@ -143,6 +143,25 @@ def _unknown(extra: str | None) -> Json:
 # The canonical form
 
 
+def canonical_json(value: object) -> str | None:
+    """Return the canonical form of any JSON value as text, ``None`` where nothing is left of it.
+
+    Raises:
+        MalformedTaskError: a member cannot be understood.
+    """
+    try:
+        form = _canonical(value)
+    except RecursionError:
+        raise MalformedTaskError("nested too deeply") from None
+    return None if form is None else _dumps(form)
+
+
+def storable(text: str) -> str | None:
+    """Return a text as the canonical form holds it, ``None`` where nothing is left of it."""
+    kept: str | None = _canonical(text)
+    return kept
+
+
 def _canonical(value: Any, name: str = "") -> Any:
     """Return the canonical form of a JSON value, ``None`` where nothing is left of it."""
     if isinstance(value, str):

@@ -22,7 +22,7 @@ from collector.loader import Loader
 from collector.notify import notify
 from collector.outcomes import Tally
 from collector.polling import Cadence, leased
-from collector.sightings import Sightings
+from collector.sightings import NeverSeenError, Sightings
 from collector.spool import Spool
 from collector.warehouse import history, schema
 from collector.warehouse.access import Warehouse
@@ -154,10 +154,16 @@ def daemon_of(
     spool = spool_of(settings)
 
     def missing(scan: Scan) -> set[str]:
-        if loader.trouble is None:
-            with suppress(WarehouseError):
-                return history.missing_from(warehouse.engine, scan)
-        return sightings.missing(scan)
+        """Ask the warehouse and this process: what was seen last may not be stored yet."""
+        if loader.trouble is not None:
+            return sightings.missing(scan)
+        try:
+            stored = history.missing_from(warehouse.engine, scan)
+        except WarehouseError:
+            return sightings.missing(scan)
+        with suppress(NeverSeenError):
+            return stored | sightings.missing(scan)
+        return stored
 
     def give_up() -> None:
         warehouse.patience.seconds = _LAST_ANSWER

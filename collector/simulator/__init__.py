@@ -3,7 +3,8 @@
 Standard library only, and nothing else of ``collector``: a simulator that shared code with what it tests
 would share its mistakes. ``clock`` is its time, ``lives`` how one import looks at a moment, ``planning``
 what imports people ask for, ``fleet`` all of them, ``callers`` who asks, ``faults`` what goes wrong,
-``server`` the socket. STS and Organizations answer there as well, as far as many accounts need them.
+``server`` the socket. STS and Organizations answer there as well, as far as many accounts need them, and
+CloudTrail, which tells who asked for imports (``trail`` writes its events).
 """
 
 from collector.simulator.clock import SimulatedClock

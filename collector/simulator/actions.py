@@ -71,7 +71,16 @@ def import_image(world: World, request: Request) -> Result:
     containers = [_container(item) for item in request.items("DiskContainer", "DiskContainers")]
     if not containers:
         raise ApiError("MissingParameter", "The request must contain the parameter DiskContainers")
-    names = ("Architecture", "BootMode", "Description", "Hypervisor", "KmsKeyId", "LicenseType", "Platform")
+    names = (
+        "Architecture",
+        "BootMode",
+        "Description",
+        "Hypervisor",
+        "KmsKeyId",
+        "LicenseType",
+        "Platform",
+        "RoleName",
+    )
     wanted: Result = {name: request.text(name) for name in (*names, "UsageOperation") if request.text(name)}
     if request.flag("Encrypted"):
         wanted["Encrypted"] = True

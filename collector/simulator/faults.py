@@ -38,6 +38,7 @@ class ErrorAnswer(Fault):
         "OptInRequired": (401, "You are not subscribed to this service."),
         "RequestExpired": (400, "Request has expired."),
         "RequestLimitExceeded": (503, "Request limit exceeded."),
+        "ThrottlingException": (400, "Rate exceeded"),
         "UnauthorizedOperation": (403, "You are not authorized to perform this operation."),
         "Unavailable": (503, "The service is unavailable. Please try again shortly."),
     }

@@ -14,6 +14,7 @@ from collector.simulator.clock import SimulatedClock
 from collector.simulator.lives import CANCELLED, Plan, Task, show
 from collector.simulator.place import Place, Stream
 from collector.simulator.planning import Planner
+from collector.simulator.trail import Recorded
 
 FINISHED = frozenset({"completed", "deleted"})
 
@@ -83,8 +84,34 @@ class Fleet:
         with self._lock:
             at = at or self.clock.now()
             plan = self._planner.plan(request, at, duration=duration, failure=failure, fails_in=fails_in)
-            self._place(account, region).enter(next(self._numbers), plan.import_task_id, plan)
+            self._begin((account, region), request, plan)
             return plan.import_task_id
+
+    def refuse(
+        self,
+        account: str,
+        region: str,
+        code: str,
+        message: str,
+        *,
+        at: datetime | None = None,
+        action: str = "ImportImage",
+        **request: Any,
+    ) -> None:
+        """Place a request that failed, of which CloudTrail alone tells; ``request`` are its parameters.
+
+        Its time is ``at``, or now. EC2's codes begin with ``Client.`` or ``Server.`` there.
+        """
+        with self._lock:
+            place = self._place(account, region)
+            place.write_down(at or self.clock.now(), action, deepcopy(request), error=(code, message))
+
+    def recorded(self, account: str, region: str) -> tuple[datetime, list[Recorded]]:
+        """Now, and all requests that were written down, by number, those yet to come included."""
+        with self._lock:
+            now = self.clock.now()
+            self._arrive(account, region, now)
+            return now, list(self._place(account, region).recorded)
 
     def cancel(self, account: str, region: str, task_id: str) -> str:
         """Cancel an import, and return the state it was in.
@@ -103,6 +130,9 @@ class Fleet:
                 entry.life = replace(entry.life, cancelled_at=now)
             else:
                 entry.life = entry.life | {"Status": "deleting", "StatusMessage": CANCELLED}
+            place = self._place(account, region)
+            place.foil_cancellations(task_id)
+            place.write_down(now, "CancelImportTask", {"ImportTaskId": task_id}, task_id)
             return state
 
     def put(self, account: str, region: str, task: Task) -> None:
@@ -249,8 +279,16 @@ class Fleet:
         plan = self._planner.plan(request, at, failure=message, fails_in=phase)
         if failures <= chance < failures + cancellations:
             plan = replace(plan, cancelled_at=at + plan.duration * self._rng.uniform(0.05, 0.9))
-        self._place(account, region).enter(next(self._numbers), plan.import_task_id, plan)
+        self._begin(where, request, plan)
         return plan.import_task_id
+
+    def _begin(self, where: tuple[str, str], request: dict[str, Any], plan: Plan) -> None:
+        """Enter an import, and write down who will have asked for it and for its end."""
+        place, task_id = self._place(*where), plan.import_task_id
+        place.enter(next(self._numbers), task_id, plan)
+        place.write_down(plan.requested_at, "ImportImage", request, task_id)
+        if plan.cancelled_at is not None:
+            place.write_down(plan.cancelled_at, "CancelImportTask", {"ImportTaskId": task_id}, task_id)
 
     def _arrive(self, account: str, region: str, now: datetime) -> None:
         """Let the imports come that are due by now."""

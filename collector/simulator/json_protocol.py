@@ -1,4 +1,4 @@
-"""AWS's JSON protocol 1.1, which Organizations speaks: an object in, an object out. Knows no action."""
+"""AWS's JSON protocol 1.1 of Organizations and CloudTrail: an object in, an object out. Knows no action."""
 
 import json
 from collections.abc import Mapping

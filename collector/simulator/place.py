@@ -1,14 +1,15 @@
 """The tasks of one account in one Region: planned ones live by the clock, placed ones stand still."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from operator import attrgetter
 from typing import Any
 
 from collector.simulator.lives import Plan, Task
+from collector.simulator.trail import Recorded
 
 
 class UnknownTaskError(LookupError):
@@ -47,6 +48,7 @@ class Place:
     by_id: dict[str, Entry] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     stream: Stream | None = None
+    recorded: list[Recorded] = field(default_factory=list)
 
     def enter(self, number: int, task_id: str, life: Plan | Task) -> None:
         """Add a task, or replace one, which keeps its number."""
@@ -56,6 +58,24 @@ class Place:
         entry = Entry(number, life)
         self.entries.append(entry)
         self.by_id[task_id] = entry
+
+    def write_down(
+        self,
+        at: datetime,
+        action: str,
+        request: Mapping[str, Any],
+        task_id: str | None = None,
+        error: tuple[str, str] | None = None,
+    ) -> None:
+        """Keep a request for CloudTrail; one whose time has not come is not found before it."""
+        self.recorded.append(Recorded(len(self.recorded), at, action, request, task_id, error))
+
+    def foil_cancellations(self, task_id: str) -> None:
+        """Let whoever would have cancelled a task later be refused: somebody was faster."""
+        error = ("Client.IncorrectState", f"The task {task_id} cannot be cancelled.")
+        for number, recorded in enumerate(self.recorded):
+            if recorded.action == "CancelImportTask" and recorded.task_id == task_id:
+                self.recorded[number] = replace(recorded, task_id=None, error=error)
 
     def leave(self, task_id: str) -> None:
         """Remove a task."""

@@ -10,6 +10,7 @@ from collector.simulator.faults import Drip, Fault, Misbehaviour
 from collector.simulator.fleet import Fleet
 from collector.simulator.paging import Token, decode
 from collector.simulator.protocol import ApiError
+from collector.simulator.rate import Rate
 from collector.simulator.regions import Regions
 
 Result = dict[str, Any]
@@ -27,6 +28,7 @@ class World:
     external_ids: dict[str, str] = field(default_factory=dict)
     role_lifetime: timedelta | None = None
     expired_code: str = "ExpiredToken"
+    lookups: Rate = field(default_factory=lambda: Rate(2.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ HTML_PAGE = b"""<!doctype html>
 
 
 class Simulator:
-    """A simulated EC2, STS and Organizations on a loopback port, while the ``with`` block lasts.
+    """A simulated EC2, STS, Organizations and CloudTrail on a loopback port, while the ``with`` block lasts.
 
     ``latency`` and ``date_skew`` (how far the ``Date`` of answers is ahead of the real clock), and what the
     properties name, may be changed at any time.
@@ -135,6 +135,15 @@ class Simulator:
     @expired_code.setter
     def expired_code(self, code: str) -> None:
         self._world.expired_code = code
+
+    @property
+    def cloudtrail_rate(self) -> float | None:
+        """How many ``LookupEvents`` a second each account has in a Region; ``None`` sets no limit."""
+        return self._world.lookups.per_second
+
+    @cloudtrail_rate.setter
+    def cloudtrail_rate(self, per_second: float | None) -> None:
+        self._world.lookups.per_second = per_second
 
     def revoke(self, account_id: str) -> None:
         """Let all role credentials that were given out for an account be expired."""

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
-from collector.simulator import actions, json_protocol, organizations, protocol, sts
+from collector.simulator import actions, cloudtrail, json_protocol, organizations, protocol, sts
 from collector.simulator.faults import Call, ErrorAnswer, Fault, Faults, Latency, Misbehaviour
 from collector.simulator.paging import START
 from collector.simulator.protocol import ApiError, Credential
@@ -39,7 +39,8 @@ ORGANIZATIONS = Dialect(
     json_protocol.json_error,
     json_protocol.CONTENT_TYPE,
 )
-DIALECTS = {"organizations": ORGANIZATIONS, "sts": STS}
+CLOUDTRAIL = replace(ORGANIZATIONS, answer=cloudtrail.answer)
+DIALECTS = {"cloudtrail": CLOUDTRAIL, "organizations": ORGANIZATIONS, "sts": STS}
 """By the credential's scope; every other one is taken for EC2's."""
 
 
@@ -94,7 +95,7 @@ class Traffic:
 
 
 class Service:
-    """EC2, STS and Organizations behind one door, told apart by the credential's scope."""
+    """EC2, STS, Organizations and CloudTrail behind one door, told apart by the credential's scope."""
 
     def __init__(self, world: World, faults: Faults) -> None:
         self.world = world
@@ -145,6 +146,8 @@ class Service:
                     raise fault.error()
             result = dialect.answer(self.world, request.meeting(faults))
         except ApiError as error:
+            if dialect is EC2:
+                cloudtrail.record_refusal(self.world, request, error)
             return error.status, dialect.write_error(error, request_id)
         return 200, dialect.write(request.action, result, request_id)
 

@@ -22,8 +22,8 @@ class Warehouse:
     """An opened warehouse.
 
     ``direct`` connects past a pooler, for what needs a session of its own. ``repair`` restarts an embedded
-    server that died, ``abandon`` ends one without waiting; a configured one is not ours. ``patience`` bounds
-    the wait for an answer.
+    server that died, and begins with new sessions on a configured one: old ones may stay read-only when it no
+    longer is. ``abandon`` ends an embedded server without waiting. ``patience`` bounds the wait for an answer.
     """
 
     engine: Engine
@@ -54,12 +54,13 @@ def open_warehouse(*, url: str | None, direct_url: str | None, folder: Path) -> 
     with ExitStack() as stack:
         if url is not None:
             connect = connect_to_url(url, patience)
+            engine = make_engine(connect)
             warehouse = Warehouse(
-                engine=make_engine(connect),
+                engine=engine,
                 connect=connect,
                 direct=connect_to_url(direct_url, patience) if direct_url else connect,
                 embedded=False,
-                repair=lambda: None,
+                repair=engine.dispose,
                 abandon=lambda: None,
                 patience=patience,
             )

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ import psycopg
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.waiting import Ready, Wait
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -32,6 +32,17 @@ _PARAMETERS: dict[str, Any] = {
     # Server-side prepared statements do not survive a transaction pooler.
     "prepare_threshold": None,
 }
+
+# Makes the server notice within seconds that our network or our process is gone, so that its session ends,
+# and with it every lock.
+_NOTICE_LOSS = """
+    SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
+    SET tcp_user_timeout = 9000
+"""
+# Also while a statement waits for a lock; servers on systems that cannot watch a socket refuse it.
+_NOTICE_END = "SET client_connection_check_interval = 2000"
+_ANSWER = 5.0
+"""Seconds for the answer to statements as small as these."""
 
 Connect = Callable[[], "PatientConnection"]
 
@@ -103,7 +114,16 @@ def connect_to_parameters(
     patience = patience or Patience()
 
     def connect() -> PatientConnection:
-        connection = PatientConnection.connect(**(_PARAMETERS | parameters()))
+        connection = PatientConnection.connect(**(_PARAMETERS | parameters()), autocommit=True)
+        connection.patience = Patience(_ANSWER)
+        try:
+            connection.execute(_NOTICE_LOSS)
+            with suppress(psycopg.errors.InvalidParameterValue):
+                connection.execute(_NOTICE_END)
+            connection.autocommit = False
+        except BaseException:
+            connection.close()
+            raise
         connection.patience = patience
         return connection
 
@@ -112,9 +132,17 @@ def connect_to_parameters(
 
 def make_engine(connect: Connect) -> Engine:
     """Return an engine at READ COMMITTED, which the merge needs: a snapshot must not predate its lock."""
-    return create_engine(
+    engine = create_engine(
         "postgresql+psycopg://", creator=connect, isolation_level="READ COMMITTED", pool_pre_ping=True
     )
+    event.listen(engine, "handle_error", _part_with_read_only_sessions)
+    return engine
+
+
+def _part_with_read_only_sessions(context: ExceptionContext) -> None:
+    """Begin with new sessions after this error: one may stay read-only when its database no longer is."""
+    if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
+        context.is_disconnect = True
 
 
 @contextmanager

@@ -26,12 +26,6 @@ _FAILURE_HOLDS = 2.0
 """Seconds in which nobody asks again: waiting for a dead network once each, one after the other, takes
 minutes."""
 
-# Makes the server notice within seconds that our network is gone, so that the locks are free.
-_NOTICE_LOSS = """
-    SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
-    SET tcp_user_timeout = 9000
-"""
-
 
 class Leases:
     """The leases and the leadership of this process; for any number of threads."""
@@ -121,7 +115,6 @@ class Leases:
             self._connection = connection = self._connect()
             connection.patience = Patience(_ANSWER)
             connection.autocommit = True
-            connection.execute(_NOTICE_LOSS)
         row = self._connection.execute(statement, parameters).fetchone()
         self._failure = None
         return bool(row and row[0])
