@@ -264,7 +264,8 @@ def _backfill_files(
         if len(set(names)) > 1
     ]
     names, missing = saved_files.find_files(files)
-    flags = saved_files.Place(*(one[0] if one else None for one in (common.account, common.region)), instant)
+    account, region = (one[0] if one else None for one in (common.account, common.region))
+    flags = saved_files.Place(account, region, instant)
     placed, unplaced = saved_files.place_files(names, flags, pattern, known_regions)
     if faults or missing or not placed:
         raise UsageError(*faults, *missing, *([] if faults and instant is None else unplaced))

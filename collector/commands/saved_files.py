@@ -7,7 +7,7 @@ import glob
 import re
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -171,12 +171,11 @@ def _place(name: str, flags: Place, pattern: PathPattern | None) -> Place:
     told = pattern.place(name)
     if told is None:
         raise ValueError("its path does not fit --path-pattern")
-    given = {
-        "account_id": told.account_id or flags.account_id,
-        "region": told.region or flags.region,
-        "observed_at": told.observed_at or flags.observed_at,
-    }
-    return replace(flags, **given)
+    return Place(
+        told.account_id or flags.account_id,
+        told.region or flags.region,
+        told.observed_at or flags.observed_at,
+    )
 
 
 def _missing(place: Place, regions: Collection[str]) -> Iterator[str]:
