@@ -4,13 +4,10 @@ Commands import their parts only when they run, so that ``--help`` is quick.
 """
 
 import inspect
-import os
-import re
 import signal
-import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,16 +20,12 @@ from collector.options import Common, declare, given, known_regions, with_common
 from collector.redaction import redacted
 
 if TYPE_CHECKING:
-    from collector.domain import Target
     from collector.warehouse.access import Warehouse
 
 EPILOG = (
     "Exit codes: 0 all well; 1 failed; 2 wrong usage or configuration; "
     "3 some targets failed, the rest is stored."
 )
-
-_FIRST_INSTANT = datetime(2006, 8, 25, tzinfo=UTC)
-"""When EC2 began: a mistyped year is no observation."""
 
 app = typer.Typer(
     name="collector",
@@ -49,6 +42,8 @@ class Source(StrEnum):
     """Where a backfill looks for the past."""
 
     API = "api"
+    IMAGES = "images"
+    CLOUDTRAIL = "cloudtrail"
 
 
 def _show_version(wanted: bool) -> None:
@@ -72,59 +67,81 @@ def _backfill(
     common: Common,
     files: Annotated[
         list[str] | None,
-        typer.Argument(help="Saved JSON of `aws ec2 describe-import-image-tasks`; - is standard input."),
+        typer.Argument(
+            help="Saved JSON of `aws ec2 describe-import-image-tasks`, also gzipped or in lines;"
+            " folders and globs; - is standard input."
+        ),
     ] = None,
     source: Annotated[
         list[Source] | None,
-        typer.Option(help="Where to look, without FILES; repeatable.", show_default="api"),
+        typer.Option(help="Where to look, without FILES; repeatable.", show_default="all three"),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="How far back images and cloudtrail go: an instant, or so long ago, such as 30d.",
+            metavar="INSTANT|DURATION",
+            show_default="all; cloudtrail has 90 days",
+        ),
     ] = None,
     observed_at: Annotated[
         str | None,
         typer.Option(help="When FILES were taken, such as 2026-03-01T10:15:00Z.", metavar="INSTANT"),
     ] = None,
+    path_pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the paths of FILES say account, Region and instant, such as"
+            " '{account}/{region}/{observed_at:%Y-%m-%dT%H%M%SZ}.json'.",
+            metavar="PATTERN",
+        ),
+    ] = None,
     complete: Annotated[
-        bool, typer.Option("--complete", help="FILES together hold every task that was listed then.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")
+        bool,
+        typer.Option(
+            "--complete", help="FILES of one instant together hold every task that was listed then."
+        ),
     ] = False,
     spool: Annotated[
         bool, typer.Option("--spool", help="Store what waits on disk because the database was away.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a machine-readable summary.")] = False,
 ) -> int:
-    """Store what can be seen now (once), or what saved FILES saw.
+    """Store what can be seen now, what AMIs and CloudTrail still tell of the past, or what saved FILES saw.
 
     FILES are the CLI's whole answer, a bare task or a bare list.
-    --account, --region and --observed-at say where and when they were taken.
-    Files of one command are one scan.
+    --account, --region and --observed-at, or --path-pattern, say where and when they were taken.
+    FILES of one command with the same account, Region and instant are one scan.
+    Running it again goes on where it ended, and stores nothing twice.
     """
+    of_files = bool(observed_at or path_pattern or complete)
     if spool:
-        if files or source or observed_at or complete:
+        if files or source or since or of_files:
             raise UsageError("--spool stands alone: it stores what waits on disk, and looks at nothing")
         settings = common.settings()
         from collector.commands.backfill import from_spool  # noqa: PLC0415 - see the module's first lines
 
         return from_spool(settings, dry_run=dry_run, as_json=as_json)
-    if not files:
-        if observed_at or complete:
-            raise UsageError("--observed-at and --complete speak of FILES, and there are none")
-        settings = common.settings()
-        from collector.commands.backfill import from_api  # noqa: PLC0415 - see the module's first lines
-
-        return from_api(settings, accounts=common.account, dry_run=dry_run, as_json=as_json)
-    if source:
-        raise UsageError("--source and FILES exclude each other: name one of them")
-    target, instant = _place_of_files(common, files, observed_at)
+    if files:
+        if source or since:
+            raise UsageError("--source and --since do not go with FILES: name one or the other")
+        return _backfill_files(
+            common, files, observed_at, path_pattern, complete=complete, dry_run=dry_run, as_json=as_json
+        )
+    if of_files:
+        raise UsageError("--observed-at, --path-pattern and --complete speak of FILES, and there are none")
+    begin = None if since is None else _begin(since)
     settings = common.settings()
-    from collector.commands.backfill import from_files  # noqa: PLC0415 - see the module's first lines
+    from collector.commands.backfill import from_sources  # noqa: PLC0415 - see the module's first lines
 
-    return from_files(
+    return from_sources(
         settings,
-        files,
-        target=target,
-        observed_at=instant,
-        complete=complete,
+        accounts=common.account,
+        sources={one.value for one in source or Source},
+        since=begin,
         dry_run=dry_run,
         as_json=as_json,
     )
@@ -220,53 +237,55 @@ app.command("demo", epilog=EPILOG)(with_common_options(_demo))
 app.command("psql", epilog=EPILOG, context_settings=_PASS_ON)(with_common_options(_psql))
 
 
-def _place_of_files(common: Common, files: list[str], observed_at: str | None) -> tuple["Target", datetime]:
-    """Return the one target and instant of FILES, or raise every fault of the flags that name them."""
-    from collector.domain import Target  # noqa: PLC0415 - see the module's first lines
+def _backfill_files(
+    common: Common,
+    files: list[str],
+    observed_at: str | None,
+    path_pattern: str | None,
+    *,
+    complete: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Say where and when FILES were taken, or raise every fault of the flags that should; then load them."""
+    from collector.commands import saved_files  # noqa: PLC0415 - see the module's first lines
 
-    faults = [f"{name}: {fault}" for name in files if name != "-" and (fault := _fault_of_file(name))]
-    if files.count("-") > 1:
-        faults.append("-: standard input can be read only once")
-    if len(set(common.account)) != 1 or not re.fullmatch(r"\d{12}", common.account[0]):
-        faults.append("--account: name the one account that FILES were taken in, 12 digits")
-    if len(set(common.region)) != 1 or common.region[0] not in known_regions():
-        faults.append("--region: name the one Region that FILES were taken in, such as eu-west-1")
+    pattern = saved_files.PathPattern(path_pattern) if path_pattern else None
+    faults: list[str] = []
     instant = None
-    if observed_at is None:
-        faults.append("--observed-at: say when FILES were taken; a file's own time is reset by any copy")
-    else:
+    if observed_at is not None:
         try:
-            instant = _instant(observed_at)
+            instant = saved_files.instant(observed_at)
         except ValueError as error:
             faults.append(f"--observed-at: {error}")
-    if faults or instant is None:
-        raise UsageError(*faults)
-    return Target(common.account[0], common.region[0]), instant
+    faults += [
+        f"{option}: name one, or none and let --path-pattern tell"
+        for option, names in (("--account", common.account), ("--region", common.region))
+        if len(set(names)) > 1
+    ]
+    names, missing = saved_files.find_files(files)
+    account, region = (one[0] if one else None for one in (common.account, common.region))
+    flags = saved_files.Place(account, region, instant)
+    placed, unplaced = saved_files.place_files(names, flags, pattern, known_regions)
+    if faults or missing or not placed:
+        raise UsageError(*faults, *missing, *([] if faults and instant is None else unplaced))
+    settings = common.settings()
+    from collector.commands.backfill_files import from_files  # noqa: PLC0415 - see the module's first lines
+
+    return from_files(settings, placed, complete=complete, faults=unplaced, dry_run=dry_run, as_json=as_json)
 
 
-def _fault_of_file(name: str) -> str | None:
-    """Say why there is nothing to read; pipes, as of `<(aws …)` in a shell, are as good as files."""
+def _begin(text: str) -> datetime:
+    """Read ``--since``: an instant, or how long ago."""
+    from collector.commands.saved_files import instant  # noqa: PLC0415 - see the module's first lines
+    from collector.config import parse_duration  # noqa: PLC0415
+
+    with suppress(ValueError):
+        return datetime.now(UTC) - parse_duration(text)
     try:
-        mode = os.stat(name).st_mode  # noqa: PTH116 - Path("") is the working folder
-    except FileNotFoundError:
-        return "there is no such file"
-    except (OSError, ValueError) as error:
-        return f"cannot be read: {getattr(error, 'strerror', error)}"
-    return "is a folder; name the files in it" if stat.S_ISDIR(mode) else None
-
-
-def _instant(text: str) -> datetime:
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no instant such as 2026-03-01T10:15:00Z") from None
-    if instant.tzinfo is None:
-        raise ValueError(f"{text!r} says no time zone, as the Z of 2026-03-01T10:15:00Z does (UTC)")
-    if instant < _FIRST_INSTANT:
-        raise ValueError(f"{text!r} lies before EC2 began")
-    if instant > datetime.now(UTC):
-        raise ValueError(f"{text!r} lies in the future")
-    return instant.astimezone(UTC)
+        return instant(text)
+    except ValueError as error:
+        raise UsageError(f"--since: {error}, and no duration such as 30d") from None
 
 
 @contextmanager

@@ -54,7 +54,7 @@ _LATER = {"scan_horizon", "retention", "executor"}
 _known_regions: ContextVar[Callable[[], Collection[str]]] = ContextVar("known_regions")
 
 
-def parse_duration(text: object) -> object:
+def parse_duration(text: object) -> timedelta:
     """Turn ``30s``, ``15m``, ``24h`` or ``7d`` into a timedelta; leave what is one already.
 
     Raises:
@@ -74,14 +74,14 @@ def _names(value: object) -> object:
 
 def _interval(value: object) -> object:
     duration = parse_duration(value)
-    if isinstance(duration, timedelta) and not timedelta(seconds=1) <= duration <= LONGEST_INTERVAL:
+    if not timedelta(seconds=1) <= duration <= LONGEST_INTERVAL:
         raise ValueError("must be between 1s and 24h: EC2 forgets a task seven days after its end")
     return duration
 
 
 def _deadline(value: object) -> object:
     duration = parse_duration(value)
-    if isinstance(duration, timedelta) and not timedelta(seconds=1) <= duration <= timedelta(hours=1):
+    if not timedelta(seconds=1) <= duration <= timedelta(hours=1):
         raise ValueError("must be between 1s and 1h")
     return duration
 

@@ -204,3 +204,11 @@ class Evidence:
     usage_operation: str | None = None
     encrypted: bool | None = None
     details: str | None = None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Stretch:
+    """A stretch of time ``[begin, end)``, UTC."""
+
+    begin: datetime
+    end: datetime

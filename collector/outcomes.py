@@ -19,32 +19,38 @@ class Effect(StrEnum):
 class Outcome:
     """What became of one scan.
 
-    Counts are of tasks newly known, versions inserted, versions that ended, and tasks that left the list
-    finished (``expired``) or unfinished (``vanished``). ``refusal`` says why nothing was stored.
+    Counts are of tasks newly known, versions inserted, versions cut in two by late data, versions that ended,
+    and tasks that left the list finished (``expired``) or unfinished (``vanished``). ``examples`` spell the
+    first few changes out; ``refusal`` says why nothing was stored.
     """
 
     scan: Scan
     effect: Effect
     new_tasks: int = 0
     inserted: int = 0
+    cut: int = 0
     closed: int = 0
     expired: int = 0
     vanished: int = 0
+    examples: tuple[str, ...] = ()
     refusal: str | None = None
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a number of scans and failures amounted to; see ``Outcome`` for the counts."""
+    """What a number of scans, failures and pieces of evidence amounted to; see ``Outcome`` for the counts."""
 
     scans: int = 0
     unchanged: int = 0
     repeated: int = 0
     new_tasks: int = 0
     inserted: int = 0
+    cut: int = 0
     closed: int = 0
     expired: int = 0
     vanished: int = 0
+    events: int = 0
+    known_events: int = 0
     refused: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
@@ -58,6 +64,7 @@ class Tally:
         self.repeated += outcome.effect is Effect.REPEATED
         self.new_tasks += outcome.new_tasks
         self.inserted += outcome.inserted
+        self.cut += outcome.cut
         self.closed += outcome.closed
         self.expired += outcome.expired
         self.vanished += outcome.vanished
@@ -67,4 +74,4 @@ class Tally:
         """0 all well; 3 some targets failed and the rest is stored; 1 nothing went well."""
         if not (self.refused or self.failures):
             return 0
-        return 3 if self.scans else 1
+        return 3 if self.scans or self.events or self.known_events else 1

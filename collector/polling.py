@@ -11,10 +11,12 @@ from datetime import timedelta
 from heapq import heappop, heappush
 from random import Random
 from time import monotonic, sleep
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from collector.domain import Failure, Scan, Target
 from collector.errors import WarehouseError
+
+T = TypeVar("T")
 
 Look = Callable[[Target], Scan | Failure]
 
@@ -54,11 +56,11 @@ def leased(look: Look, leases: Leases, *, patience: timedelta) -> Callable[[Targ
 
 def look_at_all(
     targets: Iterable[Target],
-    look: Callable[[Target], Scan | Failure | None],
+    look: Callable[[Target], T],
     *,
     concurrency: int,
     cancel: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Target, Scan | Failure | None]]:
+) -> Iterator[tuple[Target, T]]:
     """Look at every target, ``concurrency`` at a time, and yield what came of each as it comes.
 
     ``cancel`` ends looks in flight; it is called when the caller, or a signal, wants no more.

@@ -93,6 +93,8 @@ TABLES = (
     "snapshot_details",
     "tags",
     "license_specifications",
+    "task_events",
+    "event_scans",
 )
 
 

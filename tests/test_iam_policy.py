@@ -12,7 +12,15 @@ from collector.errors import UsageError
 
 ROLE = "arn:aws:iam::111122223333:role/collector"
 OTHER_ROLE = "arn:aws:iam::444455556666:role/path/collector"
-LOOKING = {"ec2:DescribeImportImageTasks": ["*"], "ec2:DescribeRegions": ["*"]}
+LOOKING = dict.fromkeys(
+    (
+        "ec2:DescribeImportImageTasks",
+        "ec2:DescribeRegions",
+        "ec2:DescribeImages",
+        "cloudtrail:LookupEvents",
+    ),
+    ["*"],
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Saved answers of the AWS CLI: every form that people keep, and every file that is none."""
 
+import gzip
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from collector.aws.saved import UnreadableFilesError, scan_of_files
+from collector.aws.saved import scan_of_files
 from collector.domain import Scan, Target
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -20,7 +21,7 @@ def encoded(value: object, encoding: str = "utf-8") -> bytes:
     return json.dumps(value, ensure_ascii=False).encode(encoding)
 
 
-def read(*contents: bytes, complete: bool = False) -> Scan:
+def union(*contents: bytes, complete: bool = False) -> tuple[Scan | None, list[str]]:
     """Read files called a, b, …."""
     named = zip("abcdefgh", contents, strict=False)
     observed_at = datetime(2026, 3, 1, tzinfo=UTC)
@@ -28,11 +29,19 @@ def read(*contents: bytes, complete: bool = False) -> Scan:
     return scan_of_files(named, target=target, observed_at=observed_at, complete=complete)
 
 
+def read(*contents: bytes, complete: bool = False) -> Scan:
+    """Return the scan of files that are all good."""
+    scan, found = union(*contents, complete=complete)
+    assert found == []
+    assert scan is not None
+    return scan
+
+
 def faults(*contents: bytes, complete: bool = False) -> list[str]:
-    """Return what is wrong with files, line by line."""
-    with pytest.raises(UnreadableFilesError) as caught:
-        read(*contents, complete=complete)
-    return str(caught.value).splitlines()
+    """Return what is wrong with files, line by line, none of which can be loaded."""
+    scan, found = union(*contents, complete=complete)
+    assert scan is None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -147,5 +156,26 @@ def test_refused(content: bytes, fault: str) -> None:
 
 
 def test_all_faults_at_once() -> None:
-    """Every faulty file is named; good ones beside them are not."""
-    assert [line[0] for line in faults(b"", encoded(TASK), b"{", b"3")] == ["a", "c", "d"]
+    """Every faulty file is named, and the good ones beside them count."""
+    scan, found = union(b"", encoded(TASK), b"{", b"3")
+    assert [line[0] for line in found] == ["a", "c", "d"]
+    assert scan is not None
+    assert [task.import_task_id for task in scan.tasks] == ["import-ami-1"]
+
+
+def test_a_bad_file_spoils_what_is_said_to_be_complete() -> None:
+    """Nobody knows what it would have shown."""
+    assert [line[0] for line in faults(b"{", encoded(TASK), complete=True)] == ["a"]
+
+
+def test_gzip_and_lines() -> None:
+    """Compressed, and one answer in each line: as log shippers keep them."""
+    lines = encoded({"ImportImageTasks": [TASK]}) + b"\n\n" + encoded(OTHER) + b"\n"
+    both = read(encoded([TASK, OTHER])).digest
+    assert read(lines).digest == both
+    assert read(gzip.compress(lines)).digest == both
+
+
+def test_gzip_that_is_cut_off() -> None:
+    """It is named as what it is."""
+    assert "not gzip to its end" in faults(gzip.compress(encoded(TASK))[:-9])[0]

@@ -4,48 +4,50 @@ People keep the CLI's whole answer, a bare task, or a bare list. A file says not
 was taken, and its own time is reset by any copy, so account, Region and instant come from outside.
 """
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
 from collector.aws.transform import import_task
 from collector.domain import ImportTask, Scan, Target
-from collector.errors import CollectorError, MalformedTaskError
+from collector.errors import MalformedTaskError
+
+_GZIP = b"\x1f\x8b"
 
 
-class UnreadableFilesError(CollectorError):
-    """One saved file or more cannot be read as import tasks; nothing of them was stored."""
-
-    def __init__(self, *faults: str) -> None:
-        super().__init__("\n".join(faults))
+class _ExtraDataError(MalformedTaskError):
+    """A good document, and something behind it."""
 
 
 def scan_of_files(
     contents: Iterable[tuple[str, bytes]], *, target: Target, observed_at: datetime, complete: bool
-) -> Scan:
-    """Return the union of files that were saved at one instant, as one scan.
+) -> tuple[Scan | None, list[str]]:
+    """Return the union of files that were saved at one instant, as one scan, and what is wrong with them.
 
-    ``contents`` are names, for messages, and bytes. ``complete`` says that together they hold every task
-    that was listed.
-
-    Raises:
-        UnreadableFilesError: one fault or more, each with its file; nothing is to be stored then.
+    ``contents`` are names, for messages, and bytes, also gzipped. ``complete`` says that together they hold
+    every task that was listed; then a bad file spoils them all, and so does a contradiction. Otherwise the
+    good files count.
     """
     faults: list[str] = []
+    spoiled = False
     origin: dict[str, str] = {}
     tasks: dict[str, ImportTask] = {}
-    last_page = False
+    read = last_page = False
     for name, content in contents:
         try:
             found, has_next = _tasks(content)
-            last_page |= not has_next
         except MalformedTaskError as error:
             faults.append(f"{name}: {error}")
             continue
+        read = True
+        last_page |= not has_next
         for task in found:
             first = tasks.setdefault(task.import_task_id, task)
             if first.content_hash != task.content_hash:
+                spoiled = True
                 faults.append(
                     f"{name}: {task.import_task_id} has other contents than in"
                     f" {origin[task.import_task_id]}, and both are said to be of one instant"
@@ -53,14 +55,20 @@ def scan_of_files(
             origin.setdefault(task.import_task_id, name)
     if complete and not last_page and not faults:
         faults.append("--complete: every file has a NextToken, so the last page is missing")
-    if faults:
-        raise UnreadableFilesError(*faults)
-    return Scan(target, observed_at, observed_at, complete, "file", tuple(tasks.values()))
+    if spoiled or not read or (faults and complete):
+        return None, faults
+    return Scan(target, observed_at, observed_at, complete, "file", tuple(tasks.values())), faults
 
 
 def _tasks(content: bytes) -> tuple[list[ImportTask], bool]:
     """Return the tasks of one file, and whether the answer said that another page follows."""
-    answer = _parse(content)
+    answers = _answers(_unzipped(content))
+    found = [task for answer in answers for task in _tasks_of(answer)]
+    tokens = [isinstance(answer, Mapping) and bool(answer.get("NextToken")) for answer in answers]
+    return found, all(tokens)
+
+
+def _tasks_of(answer: Any) -> list[ImportTask]:
     if isinstance(answer, Mapping) and "ImportTaskId" not in answer:
         tasks = answer.get("ImportImageTasks")
         if "ImportImageTasks" in answer and not isinstance(tasks, list):
@@ -73,21 +81,41 @@ def _tasks(content: bytes) -> tuple[list[ImportTask], bool]:
                 "not an answer of describe-import-image-tasks: it has neither ImportImageTasks nor"
                 f" ImportTaskId; its members: {names}"
             )
-        return [import_task(task) for task in tasks], bool(answer.get("NextToken"))
-    return [import_task(task) for task in (answer if isinstance(answer, list) else [answer])], False
+        return [import_task(task) for task in tasks]
+    return [import_task(task) for task in (answer if isinstance(answer, list) else [answer])]
+
+
+def _unzipped(content: bytes) -> bytes:
+    if not content.startswith(_GZIP):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise MalformedTaskError(f"not gzip to its end: {error}") from None
+
+
+def _answers(content: bytes) -> list[Any]:
+    """Return the JSON documents of a file: one, or one in each line."""
+    if not content.strip():
+        raise MalformedTaskError("the file is empty")
+    try:
+        return [_parse(content)]
+    except _ExtraDataError as error:
+        lines = [line for line in content.splitlines() if line.strip()]
+        try:
+            return [_parse(line) for line in lines]
+        except MalformedTaskError:
+            raise error from None  # not JSON lines either
 
 
 def _parse(content: bytes) -> Any:
-    if not content.strip():
-        raise MalformedTaskError("the file is empty")
     try:
         return json.loads(content, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         raise MalformedTaskError("not JSON: the bytes are no text") from None
     except json.JSONDecodeError as error:
-        raise MalformedTaskError(
-            f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from None
+        kind = _ExtraDataError if error.msg == "Extra data" else MalformedTaskError
+        raise kind(f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise MalformedTaskError("not an answer of describe-import-image-tasks: nested too deeply") from None
     except ValueError as error:

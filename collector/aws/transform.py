@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -165,17 +166,25 @@ def storable(text: str) -> str | None:
 def _canonical(value: Any, name: str = "") -> Any:
     """Return the canonical form of a JSON value, ``None`` where nothing is left of it."""
     if isinstance(value, str):
-        text = _UNSTORABLE.sub(_escaped, value)
-        return without_credentials(text, strict=name.lower().endswith("url")) or None
+        return _canonical_text(value, name)
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
         return _canonical_number(value, name)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict | Mapping):  # asking for a dict first is quicker
         return _canonical_object(value)
     if isinstance(value, list | tuple):
         return [_canonical(item, name) for item in value] or None
     raise MalformedTaskError(f"{name} holds {_kind(value)}, which JSON does not have")
+
+
+def _canonical_text(value: str, name: str) -> str | None:
+    """Do the work only where there may be any: most texts are short words, and there are very many."""
+    if not value.isascii() or "\0" in value:
+        value = _UNSTORABLE.sub(_escaped, value)
+    if "://" in value:
+        value = without_credentials(value, strict=name.lower().endswith("url"))
+    return value or None
 
 
 def _canonical_object(value: Mapping[Any, Any]) -> Json | None:
@@ -187,6 +196,7 @@ def _canonical_object(value: Mapping[Any, Any]) -> Json | None:
     return members or None
 
 
+@lru_cache(maxsize=1024)  # the same few dozen names, millions of times
 def _wire_name(name: str) -> str:
     return _UNSTORABLE.sub(_escaped, _RENAMED.get(name) or name[:1].lower() + name[1:])
 
@@ -206,8 +216,7 @@ def _canonical_number(value: float, name: str = "a number") -> float:
     return int(value) if number.is_integer() else value
 
 
-def _dumps(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_dumps = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 def _hash(value: object) -> int:
@@ -240,9 +249,9 @@ def _objects(task: Json, name: str) -> list[Json]:
 def _typed(members: Json, table: Mapping[str, "_Member"]) -> Json:
     """Give the members that have a column the column's type, in place: equal rows must hash equally."""
     for name, value in members.items():
-        if name in table:
+        if (member := table.get(name)) and not (member.kind is _as_text and type(value) is str):
             try:
-                members[name] = table[name].kind(value)
+                members[name] = member.kind(value)
             except MalformedTaskError as error:
                 raise MalformedTaskError(f"{name}: {error}") from None
             except (KeyError, TypeError, ValueError):
@@ -253,7 +262,8 @@ def _typed(members: Json, table: Mapping[str, "_Member"]) -> Json:
 
 def _take(members: Json, table: Mapping[str, "_Member"]) -> Json:
     """Move the members that have a column out, by the column's name; what stays is ``extra``."""
-    return {member.column: members.pop(name, None) for name, member in table.items()}
+    pop = members.pop
+    return {member.column: pop(name, None) for name, member in table.items()}
 
 
 def _rest(members: Json) -> str | None:

@@ -1,39 +1,43 @@
-"""``collector backfill``: one shot, from the API or from saved files."""
+"""``collector backfill``: one shot, from the API, from what AMIs and CloudTrail still tell, or from disk."""
 
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from time import monotonic
 
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from collector.aws.saved import UnreadableFilesError, scan_of_files
+from collector.clock import utc_now
 from collector.commands.composition import warehouse_of
-from collector.commands.wiring import polling_of, spool_of
+from collector.commands.reporting import Report, progress
+from collector.commands.wiring import Polling, polling_of, spool_of
 from collector.config import Settings
-from collector.domain import Failure, Scan, Target
-from collector.errors import CollectorError
-from collector.outcomes import Effect, Outcome, Tally
+from collector.domain import Evidence, Failure, Scan, Stretch, Target
+from collector.gathering import KEPT_FOR, halves, is_settled, unread_stretches
 from collector.polling import look_at_all
-from collector.warehouse import history, outages, schema
+from collector.warehouse import evidence, history, outages, schema
+from collector.warehouse.access import Warehouse
 from collector.warehouse.recording import record
 
 _BATCH_SECONDS = 1.0
-_PLAIN_LINE_SECONDS = 5.0
 _BATCH_LOOKS = 200
 
 
-def from_api(settings: Settings, *, accounts: Sequence[str], dry_run: bool, as_json: bool) -> int:
-    """Look at every configured target once, store what was seen, and return the exit code."""
-    tally = Tally()
+def from_sources(
+    settings: Settings,
+    *,
+    accounts: Sequence[str],
+    sources: Collection[str],
+    since: datetime | None,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Ask every configured target once, store what is new, and return the exit code.
+
+    ``sources`` are of ``api``, ``images`` and ``cloudtrail``; ``since`` bounds the last two; CloudTrail goes
+    back 90 days in any case.
+    """
+    report = Report(dry_run=dry_run, as_json=as_json)
     with (
-        _reported(tally, dry_run=dry_run, as_json=as_json),
+        report.reported(),
         warehouse_of(settings) as warehouse,
         polling_of(
             settings,
@@ -48,161 +52,153 @@ def from_api(settings: Settings, *, accounts: Sequence[str], dry_run: bool, as_j
         found = polling.discover()
         if not dry_run:
             outages.record_answers(warehouse.engine, found.answered, found.asked_at)
-        targets, failures = found.targets, found.failures
-        waiting: list[Scan | Failure] = list(failures)
-        recorded_at = monotonic()
-
-        def record_waiting() -> None:
-            record(
-                warehouse.engine,
-                waiting,
-                tally,
-                dry_run=dry_run,
-                tell=_teller(dry_run=dry_run, as_json=as_json),
-            )
-            waiting.clear()
-
-        looks = look_at_all(targets, polling.look, concurrency=settings.concurrency, cancel=polling.cancel)
-        try:
-            with _progress(len(targets), "targets looked at") as advance:
-                for target, result in looks:
-                    if result is None:
-                        tally.failures.append(_busy(target))
-                    else:
-                        waiting.append(result)
-                    advance(1)
-                    if monotonic() - recorded_at > _BATCH_SECONDS:
-                        record_waiting()
-                        recorded_at = monotonic()
-        except KeyboardInterrupt:
-            record_waiting()  # what was seen is not to be lost
-            raise
-        record_waiting()
-    return tally.exit_code
-
-
-def from_files(
-    settings: Settings,
-    files: Sequence[str],
-    *,
-    target: Target,
-    observed_at: datetime,
-    complete: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> int:
-    """Store saved answers of the CLI as one scan, and return the exit code.
-
-    Raises:
-        UnreadableFilesError: a file is not what it should be; nothing is stored.
-    """
-    tally = Tally()
-    with _reported(tally, dry_run=dry_run, as_json=as_json):
-        contents = ((name, _read(name)) for name in files)
-        scan = scan_of_files(contents, target=target, observed_at=observed_at, complete=complete)
-        with warehouse_of(settings) as warehouse:
-            schema.require_current(warehouse.engine)
-            tell = _teller(dry_run=dry_run, as_json=as_json)
-            record(warehouse.engine, [scan], tally, dry_run=dry_run, tell=tell)
-    return tally.exit_code
+        record(warehouse.engine, found.failures, report.tally, dry_run=dry_run)
+        job = _Job(settings, warehouse, polling, found.targets, report, since)
+        if "api" in sources:
+            job.look()
+        if "images" in sources:
+            job.gather_images()
+        if "cloudtrail" in sources:
+            job.gather_requests()
+    return report.exit_code
 
 
 def from_spool(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
     """Store what waits on disk, the oldest first, and return the exit code."""
-    tally = Tally()
-    with _reported(tally, dry_run=dry_run, as_json=as_json), warehouse_of(settings) as warehouse:
+    report = Report(dry_run=dry_run, as_json=as_json)
+    with report.reported(), warehouse_of(settings) as warehouse:
         schema.require_current(warehouse.engine)
         spool = spool_of(settings)
-        tell = _teller(dry_run=dry_run, as_json=as_json)
-        with _progress(spool.files, "looks stored from disk") as advance:
+        with progress(spool.files, "looks stored from disk") as advance:
             if dry_run:
                 looks = [spooled.look for spooled in spool.waiting(spool.files)]
-                record(warehouse.engine, looks, tally, dry_run=True, tell=tell)
+                record(warehouse.engine, looks, report.tally, dry_run=True, tell=report.tell)
             while not dry_run and (waiting := spool.waiting(_BATCH_LOOKS)):
-                record(warehouse.engine, [spooled.look for spooled in waiting], tally, tell=tell)
+                record(warehouse.engine, [spooled.look for spooled in waiting], report.tally)
                 spool.remove(waiting)
                 advance(len(waiting))
-    return 3 if tally.refused else 0
+    return 3 if report.tally.refused else 0
 
 
-def _read(name: str) -> bytes:
-    try:
-        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except OSError as error:
-        raise UnreadableFilesError(f"{name}: cannot be read: {error.strerror}") from error
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One source after the other, over all targets."""
+
+    settings: Settings
+    warehouse: Warehouse
+    polling: Polling
+    targets: Sequence[Target]
+    report: Report
+    since: datetime | None
+    now: Callable[[], datetime] = utc_now
+
+    def look(self) -> None:
+        """Look at the present, and store it in batches as it comes."""
+        waiting: list[Scan | Failure] = []
+        recorded_at = monotonic()
+        looks = look_at_all(
+            self.targets, self.polling.look, concurrency=self.settings.concurrency, cancel=self.polling.cancel
+        )
+        try:
+            with progress(len(self.targets), "targets looked at") as advance:
+                for target, result in looks:
+                    if result is None:
+                        self.report.tally.failures.append(_busy(target))
+                    else:
+                        waiting.append(result)
+                    advance(1)
+                    if monotonic() - recorded_at > _BATCH_SECONDS:
+                        self._record(waiting)
+                        recorded_at = monotonic()
+        finally:
+            self._record(waiting)  # what was seen is not to be lost, whatever ended it
+
+    def gather_images(self) -> None:
+        """Ask for the AMIs that imports have left."""
+        self._gather(self._images, "targets asked for AMIs")
+
+    def gather_requests(self) -> None:
+        """Ask CloudTrail who asked for what, one stretch of time after the other."""
+        self._gather(self._requests, "targets' CloudTrail read")
+
+    def _gather(self, gather: Callable[[Target], "_Gathered"], what: str) -> None:
+        gathered = look_at_all(
+            self.targets, gather, concurrency=self.settings.concurrency, cancel=self.polling.cancel
+        )
+        with progress(len(self.targets), what) as advance:
+            for target, found in gathered:
+                self.report.add_evidence(target, found.new, found.tasks, known=found.known)
+                self.report.tally.failures += found.failures
+                advance(1)
+
+    def _images(self, target: Target) -> "_Gathered":
+        gathered = _Gathered()
+        match self.polling.images(target):
+            case Failure() as failure:
+                gathered.failures.append(failure)
+            case images:
+                since = self.since
+                self._store(target, [i for i in images if since is None or i.occurred_at >= since], gathered)
+        return gathered
+
+    def _requests(self, target: Target) -> "_Gathered":
+        """Store stretch by stretch, so that an interruption costs no more than one."""
+        gathered = _Gathered()
+        now = self.now()
+        read = evidence.stretches_read(self.warehouse.engine, target)
+        left = unread_stretches(self.since or now - KEPT_FOR, now, read)
+        while left:
+            stretch = left.pop(0)
+            match self.polling.requests(target, stretch.begin, stretch.end):
+                case Failure(code="DeadlineExceeded") if parts := halves(stretch):
+                    left[:0] = parts
+                case Failure() as failure:
+                    gathered.failures.append(failure)
+                    break
+                case requests:
+                    self._store(target, requests, gathered, stretch if is_settled(stretch, now) else None)
+        return gathered
+
+    def _store(
+        self,
+        target: Target,
+        pieces: Sequence[Evidence],
+        gathered: "_Gathered",
+        read: Stretch | None = None,
+    ) -> None:
+        new, tasks = evidence.store(
+            self.warehouse.engine, target, pieces, read=read, dry_run=self.report.dry_run
+        )
+        gathered.new += new
+        gathered.tasks += tasks
+        gathered.known += len(pieces) - len(new)
+
+    def _record(self, waiting: list[Scan | Failure]) -> None:
+        record(
+            self.warehouse.engine,
+            waiting,
+            self.report.tally,
+            dry_run=self.report.dry_run,
+            tell=self.report.tell,
+        )
+        waiting.clear()
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What came of one target's evidence: new pieces, tasks nobody had heard of, pieces known already."""
+
+    new: list[Evidence] = field(default_factory=list)
+    tasks: int = 0
+    known: int = 0
+    failures: list[Failure] = field(default_factory=list)
 
 
 def _busy(target: Target) -> Failure:
     return Failure(
         target.account_id,
         target.region,
-        datetime.now(UTC),
+        utc_now(),
         "TargetBusy",
         "another collector kept looking at this target until target_deadline; try again",
-    )
-
-
-@contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error: a bar on a terminal, a line now and then elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            bar = progress.add_task(what, total=total)
-            yield lambda number: progress.advance(bar, number)
-        return
-    done, spoke_at = 0, monotonic()
-
-    def advance(number: int) -> None:
-        nonlocal done, spoke_at
-        done += number
-        if monotonic() - spoke_at > _PLAIN_LINE_SECONDS:
-            typer.echo(f"{what}: {done} of {total}", err=True)
-            spoke_at = monotonic()
-
-    yield advance
-
-
-def _teller(*, dry_run: bool, as_json: bool) -> Callable[[Outcome], None]:
-    def tell(outcome: Outcome) -> None:
-        if dry_run and not as_json and outcome.effect is Effect.CHANGED:
-            typer.echo(
-                f"{outcome.scan.target}, {outcome.scan.observed_at:%Y-%m-%dT%H:%M:%SZ}: would insert"
-                f" {outcome.inserted} versions of tasks ({outcome.new_tasks} of them new), close"
-                f" {outcome.closed}, expire {outcome.expired}, lose {outcome.vanished}"
-            )
-
-    return tell
-
-
-@contextmanager
-def _reported(tally: Tally, *, dry_run: bool, as_json: bool) -> Iterator[None]:
-    """Report what was done; whoever reads JSON is told of the error that ended it, too."""
-    try:
-        yield
-    except CollectorError as error:
-        if as_json:
-            _print_json(tally, dry_run=dry_run, error=str(error))
-        raise
-    _report(tally, dry_run=dry_run, as_json=as_json)
-
-
-def _print_json(tally: Tally, *, dry_run: bool, error: str | None = None) -> None:
-    typer.echo(json.dumps({"dry_run": dry_run, **asdict(tally), "error": error}, default=str))
-
-
-def _report(tally: Tally, *, dry_run: bool, as_json: bool) -> None:
-    for failure in tally.failures:
-        typer.echo(f"failed: {failure}", err=True)
-    for refusal in tally.refused:
-        typer.echo(f"refused: {refusal}", err=True)
-    if as_json:
-        _print_json(tally, dry_run=dry_run)
-        return
-    would = "would be " if dry_run else ""
-    typer.echo(
-        f"{tally.scans} scans {would}stored ({tally.unchanged} unchanged, {tally.repeated} known already):"
-        f" {tally.new_tasks} new tasks, {tally.inserted} versions inserted, {tally.closed} closed,"
-        f" {tally.expired} tasks expired, {tally.vanished} vanished; {len(tally.failures)} targets failed"
     )

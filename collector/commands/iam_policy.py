@@ -12,6 +12,8 @@ from collector.errors import UsageError
 LOOKING = (
     "ec2:DescribeImportImageTasks",
     "ec2:DescribeRegions",
+    "ec2:DescribeImages",
+    "cloudtrail:LookupEvents",
 )
 """What looking at an account takes, a line for each call; none of them can be limited to resources."""
 

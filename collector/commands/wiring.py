@@ -7,16 +7,17 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from collector.aws.accounts import Accounts, Organization, Role
+from collector.aws.accounts import Accounts, Organization, RenewableCredentials, Role
 from collector.aws.clients import Clients
 from collector.aws.discovery import Discovery
+from collector.aws.evidence import Gatherer
 from collector.aws.listing import Lister
 from collector.aws.transform import import_task, wire_task
 from collector.clock import never_the_same_twice, utc_now
 from collector.commands.doubts import Doubts
 from collector.config import Settings
 from collector.daemon import TICK, Daemon, Observer, Work
-from collector.domain import Discovered, Failure, Scan, Target
+from collector.domain import Discovered, Evidence, Failure, Scan, Target
 from collector.errors import WarehouseError
 from collector.loader import Loader
 from collector.notify import notify
@@ -54,6 +55,8 @@ class Polling:
 
     discover: Callable[[], Discovered]
     look: Callable[[Target], Scan | Failure | None]
+    images: Callable[[Target], list[Evidence] | Failure]
+    requests: Callable[[Target, datetime, datetime], list[Evidence] | Failure]
     cancel: Callable[[], None]
     lead: Callable[[], bool]
 
@@ -81,23 +84,31 @@ def polling_of(
     clients = Clients(connections=settings.concurrency, patience=settings.target_deadline)
     leases = Leases(warehouse.direct)
     directory = accounts_of(settings, clients, only=accounts)
-    lister = Lister(
-        clients,
-        lambda account_id: directory.account(account_id).credentials,
-        now=now,
-        limit=settings.target_deadline,
-        missing=missing,
-    )
+    limit = settings.target_deadline
+
+    def credentials_of(account_id: str) -> RenewableCredentials:
+        return directory.account(account_id).credentials
+
+    lister = Lister(clients, credentials_of, now=now, limit=limit, missing=missing)
+    gatherer = Gatherer(clients, credentials_of, now=now, limit=limit)
     discovery = Discovery(
         directory, regions=settings.regions, exclude=settings.exclude_regions, known=known, now=now
     )
 
     def cancel() -> None:
         lister.cancel()
+        gatherer.cancel()
         clients.cancel()
 
     try:
-        yield Polling(discovery.discover, leased(lister.look, leases, patience=patience), cancel, leases.lead)
+        yield Polling(
+            discover=discovery.discover,
+            look=leased(lister.look, leases, patience=patience),
+            images=gatherer.images,
+            requests=gatherer.requests,
+            cancel=cancel,
+            lead=leases.lead,
+        )
     finally:
         leases.close()
         clients.close()

@@ -17,15 +17,13 @@ from collector.domain import FINISHED_STATUSES, FORGOTTEN_AFTER, Scan, Target
 from collector.outcomes import Effect, Outcome
 from collector.warehouse.engine import translated_errors
 from collector.warehouse.merge import merge
+from collector.warehouse.targets import lock, register
 
 TARGETS_PER_TRANSACTION = 500
 """Every target costs an entry of PostgreSQL's shared lock table, which holds some thousands."""
 
 # COPY goes past SQLAlchemy, which would wrap the driver's errors in its own.
 _REFUSED = (DataError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
-
-_MERGE_LOCKS = 0x766D6902
-"""Key space of the targets' merge locks; leases have another."""
 
 
 def store(engine: Engine, scans: Iterable[Scan], *, dry_run: bool = False) -> Iterator[Outcome]:
@@ -41,7 +39,7 @@ def store(engine: Engine, scans: Iterable[Scan], *, dry_run: bool = False) -> It
     for start in range(0, len(by_target), TARGETS_PER_TRANSACTION):
         batch = by_target[start : start + TARGETS_PER_TRANSACTION]
         with translated_errors(), engine.connect() as connection:
-            ids = _register(connection, [group[0].target for group in batch], commit=not dry_run)
+            ids = register(connection, [group[0].target for group in batch], commit=not dry_run)
             outcomes = _store_batch(connection, batch, ids)
             if dry_run:
                 connection.rollback()
@@ -75,49 +73,15 @@ def _place(scan: Scan) -> tuple[Target, datetime]:
     return scan.target, scan.observed_at
 
 
-def _register(connection: Connection, targets: Sequence[Target], *, commit: bool) -> Mapping[Target, int]:
-    """Return the targets' ids; unknown ones are made first, sorted, in a transaction of their own."""
-    ids = _target_ids(connection, targets)
-    if missing := [target for target in targets if target not in ids]:
-        connection.execute(_INSERT_TARGETS, _target_arrays(missing))
-        ids = _target_ids(connection, targets)
-    if commit:
-        connection.commit()
-    return ids
-
-
-def _target_ids(connection: Connection, targets: Sequence[Target]) -> dict[Target, int]:
-    rows = connection.execute(_SELECT_TARGETS, _target_arrays(targets))
-    return {Target(row.account_id, row.region): row.target_id for row in rows}
-
-
-def _target_arrays(targets: Sequence[Target]) -> dict[str, list[str]]:
-    return {
-        "account_ids": [target.account_id for target in targets],
-        "regions": [target.region for target in targets],
-    }
-
-
 def _store_batch(
     connection: Connection, batch: Sequence[Sequence[Scan]], ids: Mapping[Target, int]
 ) -> list[Outcome]:
     """Record the scans of a batch in rounds: the first of each target, then the second, and so on."""
-    _lock(connection, [ids[group[0].target] for group in batch])
+    lock(connection, [ids[group[0].target] for group in batch])
     outcomes: list[Outcome] = []
     for turn in range(max(map(len, batch))):
         outcomes += _store_round(connection, [group[turn] for group in batch if turn < len(group)], ids)
     return outcomes
-
-
-def _lock(connection: Connection, target_ids: list[int]) -> None:
-    """Take the targets' locks in a statement of its own, in one order everywhere, until the commit.
-
-    A later statement must see what the lock's last holder committed; only READ COMMITTED promises that.
-    """
-    parameters = {"space": _MERGE_LOCKS, "target_ids": sorted(target_ids)}
-    isolation = {row.isolation for row in connection.execute(_LOCK_TARGETS, parameters)}
-    if isolation != {"read committed"}:
-        raise ValueError(f"the merge needs READ COMMITTED, not {isolation}: its snapshot predates its lock")
 
 
 def _store_round(connection: Connection, scans: list[Scan], ids: Mapping[Target, int]) -> Iterator[Outcome]:
@@ -188,30 +152,13 @@ def _store_changed(connection: Connection, target_id: int, scan: Scan) -> Outcom
         Effect.CHANGED,
         new_tasks=merged.new_tasks,
         inserted=merged.inserted,
+        cut=merged.cut,
         closed=merged.closed,
         expired=merged.expired,
         vanished=merged.vanished,
+        examples=merged.examples,
     )
 
-
-_SELECT_TARGETS = text("""
-    SELECT t.target_id, t.account_id, t.region
-    FROM unnest(CAST(:account_ids AS text[]), CAST(:regions AS text[])) AS i (account_id, region)
-    JOIN vm_import.targets t USING (account_id, region)
-""")
-
-_INSERT_TARGETS = text("""
-    INSERT INTO vm_import.targets (account_id, region)
-    SELECT * FROM unnest(CAST(:account_ids AS text[]), CAST(:regions AS text[]))
-    ON CONFLICT DO NOTHING
-""")
-
-# unnest keeps the array's order, so locks are taken in it.
-_LOCK_TARGETS = text("""
-    SELECT current_setting('transaction_isolation') AS isolation,
-        pg_advisory_xact_lock(CAST(:space AS int), target_id)
-    FROM unnest(CAST(:target_ids AS int[])) AS i (target_id)
-""")
 
 _SELECT_RECORDED = text("""
     SELECT s.target_id, s.digest, s.complete

@@ -4,9 +4,10 @@ The caller holds the target's lock and owns the transaction. Cost follows what c
 the ids and hashes that were listed at the instant.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import NamedTuple
 
 from sqlalchemy import Connection, TextClause, text
@@ -23,9 +24,14 @@ class Merged:
 
     new_tasks: int
     inserted: int
+    cut: int
     closed: int
     expired: int
     vanished: int
+    examples: tuple[str, ...]
+
+
+_EXAMPLES = 3
 
 
 class _Known(NamedTuple):
@@ -60,13 +66,32 @@ def merge(connection: Connection, target_id: int, scan: Scan) -> Merged:
     copy_children(connection, {i: task for i, task in changed.items() if task is not None}, set(new.values()))
     _insert_scan(connection, target_id, scan, sorted(observed))
     expired = sum(k.status in FINISHED_STATUSES for k in gone)
+    cut = sum(source is not None for _, source in changes.restore)
     return Merged(
         new_tasks=len(new),
         inserted=len(changes.insert),
-        closed=len(changes.shrink),
+        cut=cut,
+        closed=len(changes.shrink) - cut,
         expired=expired,
         vanished=len(gone) - expired,
+        examples=tuple(islice(_examples(scan, known, gone, changed), _EXAMPLES)),
     )
+
+
+def _examples(
+    scan: Scan, known: Mapping[str, _Known], gone: Iterable[_Known], changed: Mapping[int, ImportTask | None]
+) -> Iterator[str]:
+    """Spell changes out: what a task was, and what it is now."""
+    seen = {task.import_task_id for task in changed.values() if task is not None}
+    for task in scan.tasks:
+        if task.import_task_id in seen:
+            before = known.get(task.import_task_id)
+            was = "new" if before is None or before.content_hash is None else f"was {before.status}"
+            yield f"{task.import_task_id}: {task.status}, {task.status_message or 'no message'} ({was})"
+    missing = {k.task_id for k in gone}
+    for name, before in known.items():
+        if before.task_id in missing:
+            yield f"{name}: gone (was {before.status})"
 
 
 def _known_tasks(connection: Connection, target_id: int, scan: Scan) -> dict[str, _Known]:

@@ -99,7 +99,9 @@ BEGIN
             ('task_versions', 'INSERT, UPDATE (valid_from, valid_to)'),
             ('snapshot_details', 'INSERT'),
             ('tags', 'INSERT'),
-            ('license_specifications', 'INSERT')
+            ('license_specifications', 'INSERT'),
+            ('task_events', 'INSERT'),
+            ('event_scans', 'INSERT')
         ) AS t (name, rights)
     LOOP
         IF item.name IS NOT NULL THEN

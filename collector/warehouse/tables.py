@@ -219,3 +219,72 @@ outages = Table(
     ),
     comment="One unbroken series of failed looks at a target. What was not seen in it changed no version.",
 )
+
+task_events = Table(
+    "task_events",
+    metadata,
+    Column("source", Text, primary_key=True, comment="Where it came from: cloudtrail or images."),
+    Column("event_id", Text, primary_key=True, comment="CloudTrail's id of the event, or the AMI's id."),
+    Column("target_id", Integer, nullable=False, comment="The target that it happened in."),
+    Column("task_id", BigInteger, comment="The task that it is about; null for a request that failed."),
+    Column("event_name", Text, nullable=False, comment="ImportImage, CancelImportTask; of an AMI: image."),
+    Column(
+        "occurred_at",
+        _INSTANT,
+        nullable=False,
+        comment="When it was asked for; of an AMI when it was made, which is the end of the import.",
+    ),
+    _text("requested_by", "ARN of whoever asked."),
+    _text("source_address", "Address that the request came from, or the AWS service."),
+    _text("user_agent", "Program that asked."),
+    _text("error_code", "Why the request failed; null when it did not."),
+    _text("error_message", "The same in AWS's words."),
+    _text("image_id", "The AMI."),
+    _text("architecture", "Of the AMI: i386, x86_64, arm64, …"),
+    _text("boot_mode", "Of the AMI: legacy-bios, uefi, uefi-preferred."),
+    _text("platform", "Of the AMI: Windows or Linux."),
+    _text("usage_operation", "Of the AMI: billing code of the operating system and its licence."),
+    Column("encrypted", Boolean, comment="Of the AMI: whether a snapshot of it is encrypted."),
+    Column("details", JSONB, comment="All else: request parameters, or the AMI's disks and tags."),
+    Column(
+        "recorded_at",
+        _INSTANT,
+        nullable=False,
+        server_default=func.clock_timestamp(),
+        comment="When this warehouse learned it.",
+    ),
+    Index("task_events_of_task", "task_id", postgresql_where=text("task_id IS NOT NULL")),
+    comment="Evidence: facts about tasks from elsewhere, each with its own time. It never makes a version.",
+)
+
+event_scans = Table(
+    "event_scans",
+    metadata,
+    Column("target_id", Integer, primary_key=True, autoincrement=False, comment="The target looked at."),
+    Column("source", Text, primary_key=True, comment="What was read: cloudtrail."),
+    Column("scanned_from", _INSTANT, primary_key=True, comment="Begin of the stretch of time."),
+    Column("scanned_to", _INSTANT, nullable=False, comment="Its end, long enough ago for all to be in."),
+    CheckConstraint("scanned_to > scanned_from", name="stretches_last"),
+    comment="A stretch of time whose events are all stored, so that nobody need read them again.",
+)
+
+error_classes = Table(
+    "error_classes",
+    metadata,
+    Column(
+        "position",
+        Double,
+        primary_key=True,
+        autoincrement=False,
+        comment="Which rule is tried first: the lowest that fits counts. Ours are whole tens.",
+    ),
+    Column(
+        "pattern",
+        Text,
+        nullable=False,
+        comment="POSIX regular expression, held against the status message whatever the case.",
+    ),
+    Column("error_class", Text, nullable=False, comment="AWS's class of the failure."),
+    _text("error_kind", "What kind within the class; null is none in particular."),
+    comment="How failures are sorted. Add rows of your own; the message itself is never changed.",
+)

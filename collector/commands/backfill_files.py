@@ -1,0 +1,77 @@
+"""``collector backfill FILES…``: saved answers of the CLI, one or ten thousand, in any order."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+
+from collector.aws.saved import scan_of_files
+from collector.commands.composition import warehouse_of
+from collector.commands.reporting import Report, progress
+from collector.commands.saved_files import STANDARD_INPUT, SavedFile
+from collector.config import Settings
+from collector.domain import Scan, Target
+from collector.warehouse import schema
+from collector.warehouse.recording import record
+
+_SCANS = 500
+"""Scans that are stored at a time."""
+
+
+def from_files(
+    settings: Settings,
+    files: Sequence[SavedFile],
+    *,
+    complete: bool,
+    faults: Sequence[str],
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Store saved answers, those of one place and instant as one scan, and return the exit code.
+
+    ``faults`` are files that could not be placed; like files that cannot be read they are named, and the
+    others are loaded. A dry run takes a target's scans together, because each changes what the next one does.
+    """
+    report = Report(dry_run=dry_run, as_json=as_json)
+    report.faults += faults
+    with report.reported(), warehouse_of(settings) as warehouse:
+        schema.require_current(warehouse.engine)
+        with progress(len(files), "files loaded") as advance:
+            batch: list[Scan] = []
+            for number, scan in _scans(files, complete=complete, faults=report.faults):
+                another_target = bool(batch) and scan is not None and scan.target != batch[-1].target
+                if another_target if dry_run else len(batch) >= _SCANS:
+                    record(warehouse.engine, batch, report.tally, dry_run=dry_run, tell=report.tell)
+                    batch.clear()
+                if scan is not None:
+                    batch.append(scan)
+                advance(number)
+            record(warehouse.engine, batch, report.tally, dry_run=dry_run, tell=report.tell)
+    return report.exit_code
+
+
+def _scans(
+    files: Iterable[SavedFile], *, complete: bool, faults: list[str]
+) -> Iterator[tuple[int, Scan | None]]:
+    """Yield the scan of each place and instant, in order, with the number of its files."""
+    for (target, observed_at), group in groupby(sorted(files, key=_place), key=_place):
+        members = list(group)
+        contents: list[tuple[str, bytes]] = []
+        unread: list[str] = []
+        for file in members:
+            try:
+                contents.append((file.name, _read(file.name)))
+            except OSError as error:
+                unread.append(f"{file.name}: cannot be read: {error.strerror}")
+        scan, found = scan_of_files(contents, target=target, observed_at=observed_at, complete=complete)
+        faults += [*unread, *found]
+        yield len(members), None if unread and complete else scan
+
+
+def _place(file: SavedFile) -> tuple[Target, datetime]:
+    return file.target, file.observed_at
+
+
+def _read(name: str) -> bytes:
+    return sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
