@@ -1,4 +1,4 @@
-"""Which stretches of CloudTrail are still to be read: pure, so that a rerun goes on where the last one ended."""
+"""Which stretches of CloudTrail are still to be read, so that a rerun goes on where the last one ended."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, time, timedelta

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -136,10 +137,13 @@ def test_interrupted_at_random_moments_and_resumed(shell: Shell, past: Simulator
     chance = random.Random(7)
     words = 0
     with past.faults.add(Latency(0.05), action=None):
+        began = monotonic()
+        assert shell("backfill", "--region", REGION, "--dry-run").code == 0
+        whole = monotonic() - began
         for _ in range(10):
             process = shell.start("backfill", "--region", REGION)
             try:
-                process.wait(chance.uniform(0.7, 3.0))
+                process.wait(whole * chance.uniform(0.4, 1.0))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=30)

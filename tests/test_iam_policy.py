@@ -12,15 +12,13 @@ from collector.errors import UsageError
 
 ROLE = "arn:aws:iam::111122223333:role/collector"
 OTHER_ROLE = "arn:aws:iam::444455556666:role/path/collector"
-LOOKING = dict.fromkeys(
-    (
-        "ec2:DescribeImportImageTasks",
-        "ec2:DescribeRegions",
-        "ec2:DescribeImages",
-        "cloudtrail:LookupEvents",
-    ),
-    ["*"],
+ACTIONS = (
+    "ec2:DescribeImportImageTasks",
+    "ec2:DescribeRegions",
+    "ec2:DescribeImages",
+    "cloudtrail:LookupEvents",
 )
+LOOKING = {action: ["*"] for action in ACTIONS}
 
 
 @pytest.fixture(autouse=True)

@@ -119,7 +119,6 @@ def test_a_request_that_failed_is_in_no_view_of_tasks(engine: Engine) -> None:
     ]
 
 
-UNSEEN = ([], None)
 RUNNING = [scan(2, task("x")), scan(5, task("x"))]
 
 

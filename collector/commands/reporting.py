@@ -62,8 +62,8 @@ class Report:
             return
         scan = outcome.scan
         typer.echo(
-            f"{scan.target}, {scan.observed_at:%Y-%m-%dT%H:%M:%SZ}: would insert {outcome.inserted} versions of"
-            f" tasks ({outcome.new_tasks} of them new), cut {outcome.cut}, close {outcome.closed}, expire"
+            f"{scan.target}, {scan.observed_at:%Y-%m-%dT%H:%M:%SZ}: would insert {outcome.inserted} versions"
+            f" of tasks ({outcome.new_tasks} of them new), cut {outcome.cut}, close {outcome.closed}, expire"
             f" {outcome.expired}, lose {outcome.vanished}"
         )
         for example in outcome.examples:
@@ -104,8 +104,8 @@ class Report:
             else ""
         )
         typer.echo(
-            f"{tally.scans} scans {would}stored ({tally.unchanged} unchanged, {tally.repeated} known already):"
-            f" {tally.new_tasks} new tasks, {tally.inserted} versions inserted, {tally.cut} cut,"
+            f"{tally.scans} scans {would}stored ({tally.unchanged} unchanged, {tally.repeated} known"
+            f" already): {tally.new_tasks} new tasks, {tally.inserted} versions inserted, {tally.cut} cut,"
             f" {tally.closed} closed, {tally.expired} tasks expired, {tally.vanished} vanished{evidence};"
             f" {len(tally.failures)} targets failed"
         )

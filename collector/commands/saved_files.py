@@ -200,8 +200,8 @@ def _expanded(argument: str) -> list[str] | str:
     try:
         mode = path.stat().st_mode if argument else None
     except FileNotFoundError:
-        names = sorted(glob.glob(argument, recursive=True)) if glob.has_magic(argument) else []
-        files = [name for name in names if Path(name).is_file()]
+        names = glob.glob(argument, recursive=True)  # noqa: PTH207 - an absolute pattern is none of a folder's
+        files = sorted(name for name in names if Path(name).is_file())
         return files or "there is no such file"
     except (OSError, ValueError) as error:
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"

@@ -122,7 +122,8 @@ _INSERT_EVENTS = text("""
         (SELECT k.task_id FROM vm_import.tasks k
          WHERE k.target_id = :target_id AND k.import_task_id = :import_task_id),
         :event_name, :occurred_at, :requested_by, :source_address, :user_agent, :error_code,
-        :error_message, :image_id, :architecture, :boot_mode, :platform, :usage_operation, :encrypted, CAST(:details AS jsonb))
+        :error_message, :image_id, :architecture, :boot_mode, :platform, :usage_operation, :encrypted,
+        CAST(:details AS jsonb))
 """)
 
 _INSERT_SCAN = text("""
