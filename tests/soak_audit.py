@@ -115,13 +115,17 @@ class Listed(NamedTuple):
 
 
 class Journal:
-    """The daemon's observer, and the reader of the ledger: both go on tape as they come."""
+    """The daemon's observer, and the reader of the ledger: both go on tape as they come.
+
+    ``whole`` are the targets that were seen whole; whoever starts a daemon clears it.
+    """
 
     def __init__(self, folder: Path, watch: Watch, fleet: Fleet) -> None:
         self._watch = watch
         self._fleet = fleet
         self.looks, self.contents = Tape(folder / "looks"), Tape(folder / "contents")
         self.failures, self.ledger = Tape(folder / "failures"), Tape(folder / "ledger")
+        self.whole: set[Target] = set()
         self.refused: list[str] = []
         self.counts: defaultdict[str, int] = defaultdict(int)
         self._lock = threading.Lock()
@@ -138,6 +142,8 @@ class Journal:
             self._watch.true_times()
         elif result is not None:
             self._count("complete" if result.complete else "partial")
+            if result.complete:
+                self.whole.add(target)
             seen = {task.import_task_id: task.content_hash for task in result.tasks}
             began, ended = self._watch.true_times(result.observed_at, result.finished_at)
             self.contents.write(self._new(result.tasks))
@@ -319,7 +325,7 @@ class Audit:
             uncovered -= within
             if row.recovered_at is None:
                 yield f"the outage from {first} is open"
-            elif row.recovered_at != self._recovery(place, last):
+            elif not self._may_end(place, last, row.recovered_at):
                 yield f"the outage from {first} to {last} did not end at {row.recovered_at}"
             if not {first, last} <= within:
                 yield f"nobody saw the outage from {first} to {last}"
@@ -329,16 +335,15 @@ class Audit:
                 yield f"the outage from {first} to {last} had {len(within)} failures, not {row.failures}"
         yield from (f"no outage holds the failure at {instant}" for instant in sorted(uncovered))
 
-    def _recovery(self, place: tuple[str, str | None], after: datetime) -> datetime | None:
+    def _may_end(self, place: tuple[str, str | None], last: datetime, recovered_at: datetime) -> bool:
+        """A target's outage ends with its next good look; an account's with an answer that no look tells of."""
         account, region = place
-        good = (
-            look.scan.observed_at
-            for target, looks in self._looks.items()
-            if target.account_id == account and region in (None, target.region)
-            for look in looks
-            if look.scan.observed_at > after
+        if region is None:
+            return recovered_at > last
+        looks = self._looks.get(Target(account, region), ())
+        return recovered_at == min(
+            (look.scan.observed_at for look in looks if look.scan.observed_at > last), default=None
         )
-        return min(good, default=None)
 
 
 def _listings(shown: Sequence[Listed]) -> Iterator[Seen]:

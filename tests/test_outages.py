@@ -1,16 +1,17 @@
 """Outages: one row per unbroken series of failed looks, and none that a late answer could end wrongly."""
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from collector.domain import Failure, Scan, Target
 from collector.warehouse.outages import record_answers
 from collector.warehouse.recording import record
 from tests.factories import TARGET, at, scan, task
-from tests.simulation import rows
+from tests.simulation import eventually, rows
 
 OTHER = Target(TARGET.account_id, "us-east-1")
 ELSEWHERE = Target("444455556666", "eu-west-1")
@@ -151,3 +152,17 @@ def test_failures_change_no_version(engine: Engine) -> None:
     assert rows(engine, "SELECT listed, valid_from, valid_to FROM vm_import.task_versions") == [
         (True, at(1), None)
     ]
+
+
+def test_a_failure_that_two_store_at_a_time_counts_once(engine: Engine) -> None:
+    """As when one process ends in the middle of it and the next one finds it on the disk."""
+    record(engine, [failed(1)])
+    waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(2) as pool:
+        with engine.begin() as connection:
+            connection.execute(text("SELECT FROM vm_import.outages FOR UPDATE"))
+            both = [pool.submit(record, engine, [failed(2)]) for _ in range(2)]
+            eventually(lambda: len(rows(engine, waiting)) == len(both))
+        for one in both:
+            one.result(timeout=20)
+    assert outages(engine) == [outage([1, 2])]

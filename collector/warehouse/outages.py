@@ -63,10 +63,11 @@ _GOOD = """
 """
 
 # The outage that a failure belongs to: the one that it lies in, the one that lasted until after it, or the
-# one that began after it with no good look in between. Concurrent beginnings meet at the unique index.
+# one that began after it with no good look in between. Concurrent beginnings meet at the unique index, and
+# what is counted is asked of the row as it is then: somebody else may have stored the same failure meanwhile.
 _RECORD = text(f"""
     WITH belongs AS (
-        SELECT o.outage_id, o.first_failed_at, o.last_failed_at FROM vm_import.outages o
+        SELECT o.outage_id FROM vm_import.outages o
         WHERE o.account_id = :account_id AND o.region IS NOT DISTINCT FROM CAST(:region AS text)
           AND CASE
               WHEN o.first_failed_at > :failed_at THEN NOT EXISTS (
@@ -82,7 +83,7 @@ _RECORD = text(f"""
             error_code = CASE WHEN :failed_at > o.last_failed_at THEN :error_code ELSE o.error_code END,
             message = CASE WHEN :failed_at > o.last_failed_at THEN :message ELSE o.message END
         FROM belongs b
-        WHERE o.outage_id = b.outage_id AND :failed_at NOT BETWEEN b.first_failed_at AND b.last_failed_at
+        WHERE o.outage_id = b.outage_id AND :failed_at NOT BETWEEN o.first_failed_at AND o.last_failed_at
     )
     INSERT INTO vm_import.outages AS o
         (account_id, region, first_failed_at, last_failed_at, failures, error_code, message, recovered_at)
@@ -90,7 +91,9 @@ _RECORD = text(f"""
         (SELECT min(g.observed_at) FROM ({_GOOD} AND s.observed_at > :failed_at) g)
     WHERE NOT EXISTS (SELECT FROM belongs)
     ON CONFLICT (account_id, region) WHERE recovered_at IS NULL DO UPDATE SET
+        first_failed_at = least(o.first_failed_at, excluded.first_failed_at),
         last_failed_at = greatest(o.last_failed_at, excluded.last_failed_at), failures = o.failures + 1
+        WHERE excluded.last_failed_at NOT BETWEEN o.first_failed_at AND o.last_failed_at
 """)  # noqa: S608 - our own fragment
 
 # A success before the failure, arriving late, ends nothing; the first one after it does, whenever it
