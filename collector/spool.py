@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 import structlog
 
-from collector.domain import Scan, Target
+from collector.domain import Scan
 from collector.errors import SpoolError
 from collector.look_files import (
     DamagedFileError,
@@ -162,11 +162,6 @@ class Spool:
             if folder / name not in besides and (look := self._read(folder / name)) is not None:
                 found.append(Spooled(folder / name, look))
         return found
-
-    def holds(self, target: Target) -> bool:
-        """Say whether looks at a target wait."""
-        folder = self._folder / _folder_name(target.account_id) / _folder_name(target.region)
-        return self._files > 0 and any(entry.name.endswith(_LOOK) for entry in self._entries(folder))
 
     def remove(self, spooled: Iterable[Spooled]) -> None:
         """Remove looks that are stored now, and the folders that are empty then; any may be gone already.

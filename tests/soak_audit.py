@@ -336,7 +336,7 @@ class Audit:
         yield from (f"no outage holds the failure at {instant}" for instant in sorted(uncovered))
 
     def _may_end(self, place: tuple[str, str | None], last: datetime, recovered_at: datetime) -> bool:
-        """A target's outage ends with its next good look; an account's with an answer that no look tells of."""
+        """Whether it ended with the target's next good look, or, for an account, at some time after it."""
         account, region = place
         if region is None:
             return recovered_at > last

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "collector.notify": set[str](),
     "collector.config": NOUNS | {REDACTION},
     "collector.polling": NOUNS,
+    "collector.gathering": NOUNS,
     "collector.sightings": NOUNS | {"collector.state"},
     "collector.look_files": NOUNS,
     "collector.spool": NOUNS | {"collector.look_files"},

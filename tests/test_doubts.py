@@ -1,20 +1,19 @@
 """What a listing is doubted by: what was seen before it, stored or not, and whatever the clock did."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
-from collector.commands.wiring import spool_of
 from collector.config import Settings
-from collector.domain import Scan, Target
+from collector.domain import Scan
 from collector.simulator.faults import MissingTask
 from collector.warehouse import history
 from tests.daemons import running
-from tests.factories import TARGET, scan, store, task
+from tests.factories import scan, store, task
 from tests.simulation import ACCOUNT, REGION, eventually, rows, settings, simulated, wire
 
 OFTEN = timedelta(seconds=0.1)
@@ -66,32 +65,3 @@ def test_what_has_gone_since_the_clock_was_set_back_is_not_missed_again(engine: 
     store(engine, scan(60, task("a"), task("gone")))
     store(engine, scan(10, task("a")))
     assert history.missing_from(engine, scan(11, task("a", Progress="2"))) == set()
-
-
-def test_what_waits_on_disk_is_not_known_to_a_process_that_begins(
-    configuration: Settings, engine: Engine
-) -> None:
-    """A listing that leaves something out is partial until what waits is stored."""
-    spool_of(configuration).append([scan(0, task("new"))])
-    missing = MissingTask(ids=("import-ami-new",))
-    with simulated(REGION) as simulator, simulator.faults.add(missing, only_listing=True):
-        simulator.fleet.put(ACCOUNT, REGION, wire("new"))
-        with ExitStack() as lock:
-            lock.enter_context(storing_nothing(engine))
-            with running(configuration) as daemon:
-                eventually(lambda: len(daemon.seen.looks) >= 3)
-                looks = list(daemon.seen.looks)
-                lock.close()
-                eventually(lambda: daemon.seen.tallies)
-    assert not any(look.complete for _, look in looks if isinstance(look, Scan))
-
-
-def test_only_the_targets_whose_looks_wait_are_held(configuration: Settings) -> None:
-    """Until they are removed."""
-    spool = spool_of(configuration)
-    assert not spool.holds(TARGET)
-    spool.append([scan(0, task("a"))])
-    assert spool.holds(TARGET)
-    assert not spool.holds(Target(TARGET.account_id, "us-east-1"))
-    spool.remove(spool.waiting(1))
-    assert not spool.holds(TARGET)

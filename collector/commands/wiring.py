@@ -156,9 +156,7 @@ def daemon_of(
     spool = spool_of(settings)
 
     def missing(scan: Scan) -> set[str]:
-        # The warehouse does not know what waits on disk; nor does a process that has just begun.
-        behind = loader.trouble is not None or spool.holds(scan.target)
-        return sightings.missing(scan) if behind else doubts.missing(scan)
+        return doubts.missing(scan) if loader.trouble is None else sightings.missing(scan)
 
     def give_up() -> None:
         warehouse.patience.seconds = _LAST_ANSWER
