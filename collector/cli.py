@@ -127,7 +127,7 @@ def _backfill(
         return from_spool(settings, dry_run=dry_run, as_json=as_json)
     if files:
         if source or since:
-            raise UsageError("--source and --since do not go with FILES: name one or the other")
+            raise UsageError("--source and FILES exclude each other, and so does --since: name one of them")
         return _backfill_files(
             common, files, observed_at, path_pattern, complete=complete, dry_run=dry_run, as_json=as_json
         )
@@ -259,7 +259,7 @@ def _backfill_files(
         except ValueError as error:
             faults.append(f"--observed-at: {error}")
     faults += [
-        f"{option}: name one, or none and let --path-pattern tell"
+        f"{option}: name the one that FILES were taken in, or let --path-pattern tell"
         for option, names in (("--account", common.account), ("--region", common.region))
         if len(set(names)) > 1
     ]
@@ -268,7 +268,9 @@ def _backfill_files(
     flags = saved_files.Place(account, region, instant)
     placed, unplaced = saved_files.place_files(names, flags, pattern, known_regions)
     if faults or missing or not placed:
-        raise UsageError(*faults, *missing, *([] if faults and instant is None else unplaced))
+        told = {fault.split(":")[0] for fault in faults}
+        faults += [fault for fault in unplaced if fault.split(":")[0] not in told]
+        raise UsageError(*missing, *faults)
     settings = common.settings()
     from collector.commands.backfill_files import from_files  # noqa: PLC0415 - see the module's first lines
 

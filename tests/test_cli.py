@@ -112,7 +112,7 @@ def test_version(shell: Shell) -> None:
         (["--log-format", "xml", "migrate"], "'xml' is not one of"),
         (["backfill", "--source", "rumour"], "'rumour'"),
         (["backfill", "--source", "api", NONE], "--source and FILES exclude each other"),
-        (["backfill", "--complete"], "--observed-at and --complete speak of FILES"),
+        (["backfill", "--complete"], "--observed-at, --path-pattern and --complete speak of FILES"),
         (["backfill", "--spool", NONE], "--spool stands alone"),
         (["iam-policy", "--hub"], "role_arn"),
         (["demo", "--seconds", "0"], "--seconds"),
@@ -167,14 +167,14 @@ def test_files_that_are_none(shell: Shell) -> None:
     assert ended.err.splitlines()[:5] == [
         "collector: x.json: there is no such file",
         "collector: : there is no such file",
-        "collector: .: is a folder; name the files in it",
+        "collector: .: there is no file in this folder",
         f"collector: {'a' * 300}: cannot be read: File name too long",
         "collector: -: standard input can be read only once",
     ]
 
 
 def test_bad_files(shell: Shell, database_url: str) -> None:
-    """Bad files are all named, each with its fault, and nothing of the good one beside them is stored."""
+    """Bad files are all named, each with its fault, and the good one beside them is stored."""
     contents = {
         "text": "Unable to locate credentials",
         "empty": "",
@@ -185,9 +185,12 @@ def test_bad_files(shell: Shell, database_url: str) -> None:
 
     ended = shell("backfill", PENDING, *files, *PLACE)
 
-    assert (ended.code, ended.out) == (1, "")
+    assert ended.code == 3
     assert [line.split(": ")[1] for line in ended.err.splitlines()] == files
-    assert row_counts(database_url) == NOTHING
+    assert row_counts(database_url)["scans"] == 1
+
+    alone = shell("backfill", *files, *PLACE)
+    assert (alone.code, row_counts(database_url)["scans"]) == (1, 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="this file is Linux's")
@@ -195,7 +198,7 @@ def test_file_that_cannot_be_read(shell: Shell) -> None:
     """A file that the system refuses is named with the system's reason."""
     ended = shell("backfill", "/proc/self/mem", *PLACE)
 
-    assert (ended.code, ended.err) == (1, "collector: /proc/self/mem: cannot be read: Input/output error\n")
+    assert (ended.code, ended.err) == (1, "not loaded: /proc/self/mem: cannot be read: Input/output error\n")
 
 
 def test_odd_values(shell: Shell, database_url: str) -> None:
@@ -292,7 +295,7 @@ def test_json_of_files_that_cannot_be_read(shell: Shell, database_url: str) -> N
 
     summary = json.loads(ended.out)
     assert (ended.code, summary["scans"]) == (1, 0)
-    assert summary["error"].startswith("odd.json: not JSON: line 1")
+    assert summary["not_loaded"][0].startswith("odd.json: not JSON: line 1")
     assert row_counts(database_url) == NOTHING
 
 
@@ -321,7 +324,7 @@ def test_what_waits_on_disk(shell: Shell, database_url: str) -> None:
 
 def test_status_policy_and_check(shell: Shell, database_url: str, simulator: Simulator) -> None:
     """The commands that only tell do, from the outside in."""
-    shell("backfill", **simulator.environment)
+    shell("backfill", "--source", "api", **simulator.environment)
 
     status = shell("status", "--json", "--region", "eu-west-1")
     assert [target["region"] for target in json.loads(status.out)["targets"]] == ["eu-west-1"]
@@ -348,7 +351,10 @@ def test_backfill_from_the_api(shell: Shell, database_url: str, simulator: Simul
 
 def test_globs(shell: Shell, database_url: str, simulator: Simulator) -> None:
     """Globs choose among the enabled Regions; the account may be named if it is the credentials'."""
-    ended = shell("backfill", "--region", "eu-*", "--account", ACCOUNT, "--json", **simulator.environment)
+    ended = shell(
+        *("backfill", "--source", "api", "--region", "eu-*", "--account", ACCOUNT, "--json"),
+        **simulator.environment,
+    )
 
     assert (ended.code, json.loads(ended.out)["scans"]) == (0, 2)
     assert rows(database_url, "SELECT region FROM vm_import.targets ORDER BY 1") == [
@@ -360,7 +366,7 @@ def test_one_region_denied(shell: Shell, database_url: str, simulator: Simulator
     """What cannot be looked at is named, with 3; the rest is stored, and the outage noted."""
     simulator.faults.add(Denied(), region="eu-west-1")
 
-    ended = shell("backfill", **simulator.environment)
+    ended = shell("backfill", "--source", "api", **simulator.environment)
 
     assert ended.code == 3
     assert ended.err.startswith(f"failed: account {ACCOUNT}, Region eu-west-1: UnauthorizedOperation: ")
@@ -375,7 +381,7 @@ def test_all_denied(shell: Shell, database_url: str, simulator: Simulator) -> No
     """With nothing stored the command has failed."""
     simulator.faults.add(Denied())
 
-    ended = shell("backfill", "--json", **simulator.environment)
+    ended = shell("backfill", "--source", "api", "--json", **simulator.environment)
 
     assert ended.code == 1
     assert [failure["region"] for failure in json.loads(ended.out)["failures"]] == list(REGIONS)
@@ -577,7 +583,7 @@ def test_without_the_extra(tmp_path: Path) -> None:
 def test_interrupted(shell: Shell, database_url: str, simulator: Simulator) -> None:
     """Ctrl-C ends a backfill within seconds, with a word and without a traceback."""
     simulator.latency = 30.0
-    running = shell.start("backfill", **simulator.environment)
+    running = shell.start("backfill", "--source", "api", **simulator.environment)
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(2.5)

@@ -214,14 +214,14 @@ def test_killed_poll(tmp_path: Path, calm_url: str, database_url: str) -> None:
     with Simulator(fleet, regions=regions, page_size=50, latency=0.03) as simulator:
         shell = Shell(tmp_path, **simulator.environment)
         began = time.monotonic()
-        assert shell("backfill", COLLECTOR_DATABASE_URL=calm_url).code == 0
+        assert shell("backfill", "--source", "api", COLLECTOR_DATABASE_URL=calm_url).code == 0
         seconds = time.monotonic() - began
 
         for moment in sorted(moments(3, seconds))[1:]:
-            with shell.start("backfill", COLLECTOR_DATABASE_URL=database_url) as running:
+            with shell.start("backfill", "--source", "api", COLLECTOR_DATABASE_URL=database_url) as running:
                 time.sleep(moment)
                 kill_command(running)
-        assert shell("backfill", COLLECTOR_DATABASE_URL=database_url).code == 0
+        assert shell("backfill", "--source", "api", COLLECTOR_DATABASE_URL=database_url).code == 0
 
     found: list[Any] = []
     for url in (calm_url, database_url):

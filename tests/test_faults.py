@@ -396,7 +396,7 @@ def test_look_ups_that_do_not_fit_one_look_go_on_in_the_next(database_url: str) 
 def backfill(url: str) -> subprocess.CompletedProcess[str]:
     """Run the real command on two Regions."""
     return subprocess.run(
-        [sys.executable, "-m", "collector", "backfill", "--json"],
+        [sys.executable, "-m", "collector", "backfill", "--source", "api", "--json"],
         env={
             **os.environ,
             "COLLECTOR_DATABASE_URL": url,

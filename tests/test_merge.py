@@ -133,7 +133,7 @@ def test_a_late_scan_cuts_the_version_that_it_falls_into(engine: Engine) -> None
     store(engine, numbered(1, {"a": 1}), numbered(3, {"a": 1}))
     outcome = _outcome(engine, numbered(2, {"a": 2}))
     one, two = content("a", 1), content("a", 2)
-    assert (outcome.inserted, outcome.closed) == (1, 1)
+    assert (outcome.inserted, outcome.cut, outcome.closed) == (1, 1, 0)
     assert stored(engine) == {
         "import-ami-a": [(at(1), at(2), one), (at(2), at(3), two), (at(3), None, one)],
     }

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 from collector.aws.saved import scan_of_files
@@ -35,11 +35,32 @@ def from_files(
     """
     report = Report(dry_run=dry_run, as_json=as_json)
     report.faults += faults
-    with report.reported(), warehouse_of(settings) as warehouse:
+    scans = _scans(files, complete=complete, faults=report.faults)
+    with report.reported():
+        skipped, first = _first_loadable(scans)
+        if first is None:
+            return report.exit_code
+        _load(settings, chain([(skipped, first)], scans), len(files), report)
+    return report.exit_code
+
+
+def _first_loadable(scans: Iterable[tuple[int, Scan | None]]) -> tuple[int, Scan | None]:
+    """Return the first scan with the number of files up to it: without one there is no need of a database."""
+    skipped = 0
+    for number, scan in scans:
+        skipped += number
+        if scan is not None:
+            return skipped, scan
+    return skipped, None
+
+
+def _load(settings: Settings, scans: Iterable[tuple[int, Scan | None]], files: int, report: Report) -> None:
+    dry_run = report.dry_run
+    with warehouse_of(settings) as warehouse:
         schema.require_current(warehouse.engine)
-        with progress(len(files), "files loaded") as advance:
+        with progress(files, "files loaded") as advance:
             batch: list[Scan] = []
-            for number, scan in _scans(files, complete=complete, faults=report.faults):
+            for number, scan in scans:
                 another_target = bool(batch) and scan is not None and scan.target != batch[-1].target
                 if another_target if dry_run else len(batch) >= _SCANS:
                     record(warehouse.engine, batch, report.tally, dry_run=dry_run, tell=report.tell)
@@ -48,7 +69,6 @@ def from_files(
                     batch.append(scan)
                 advance(number)
             record(warehouse.engine, batch, report.tally, dry_run=dry_run, tell=report.tell)
-    return report.exit_code
 
 
 def _scans(

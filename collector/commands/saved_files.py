@@ -67,7 +67,7 @@ def instant(text: str) -> datetime:
         raise ValueError(f"{text!r} is no instant such as 2026-03-01T10:15:00Z") from None
     if found.tzinfo is None:
         raise ValueError(f"{text!r} says no time zone, as the Z of 2026-03-01T10:15:00Z does (UTC)")
-    return _possible(found.astimezone(UTC), text)
+    return _possible(found, text).astimezone(UTC)
 
 
 class PathPattern:
