@@ -56,6 +56,8 @@ def configure(format_: Format, *, verbose: bool) -> None:
     root.setLevel(logging.WARNING)
     # Credentials that cannot be refreshed fail the look, which says so; the library adds a traceback.
     logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
+    # A tick that is left out because the last one lasts is counted (metrics), not told each time.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
     logging.getLogger("collector").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
