@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks import cadence, load
+from benchmarks import cadence, cycle, fetch, load, memory, peers, reads, startup
 from collector.warehouse.embedded import EmbeddedPostgres
 
 
@@ -31,7 +31,9 @@ def main() -> None:
             version = connection.info.server_version // 10000
         print(f"PostgreSQL {version}, Python {platform.python_version()}, {os.cpu_count()} cores; medians\n")
         print("| question | ours | limit | ratio |\n|---|---|---|---|")
-        for row in (*load.rows(url), *cadence.rows()):
+        loading = (*load.rows(url), *reads.rows(url), *peers.rows(url))
+        polling = (*fetch.rows(), *cycle.rows(url), *cadence.rows())
+        for row in (*loading, *polling, *memory.rows(url), *startup.rows()):
             ours, limit = f"{row.ours:.4g}{row.unit}", f"{row.limit:.4g}{row.unit}"
             print(f"| {row.question} | {ours} | {limit} | {row.ours / row.limit:.2f} |")
 

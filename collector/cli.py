@@ -58,6 +58,7 @@ def _before(context: typer.Context, *, version: bool = False, **options: Any) ->
 
 def _run(common: Common) -> int:
     """Run the daemon: poll every configured Region and keep the history, until SIGTERM or Ctrl-C."""
+    common.settings()  # what is wrong with them is said before the daemon's libraries are loaded
     from collector.commands.run import run  # noqa: PLC0415 - see the module's first lines
 
     return run(common.settings, accounts=common.account)
@@ -122,7 +123,7 @@ def _backfill(
         if files or source or since or of_files:
             raise UsageError("--spool stands alone: it stores what waits on disk, and looks at nothing")
         settings = common.settings()
-        from collector.commands.backfill import from_spool  # noqa: PLC0415 - see the module's first lines
+        from collector.commands.backfill_spool import from_spool  # noqa: PLC0415 - see the module's first lines
 
         return from_spool(settings, dry_run=dry_run, as_json=as_json)
     if files:
@@ -187,11 +188,11 @@ def _migrate(
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it.")] = False,
 ) -> int:
     """Bring the database to this release's schema."""
+    if check and sql:
+        raise UsageError("--check and --sql exclude each other: name one of them")
     settings = common.settings()
     from collector.commands import migrate  # noqa: PLC0415 - see the module's first lines
 
-    if check and sql:
-        raise UsageError("--check and --sql exclude each other: name one of them")
     if sql:
         return migrate.print_sql()
     return migrate.check(settings) if check else migrate.migrate(settings)
@@ -212,9 +213,10 @@ def _demo(
     ] = None,
 ) -> int:
     """Show everything on this machine, without AWS: simulated EC2, embedded PostgreSQL, a fast clock."""
+    settings = common.settings()
     from collector.commands.demo import demo  # noqa: PLC0415 - see the module's first lines
 
-    return demo(common.settings(), seconds=seconds)
+    return demo(settings, seconds=seconds)
 
 
 _VERSION = Annotated[
@@ -266,7 +268,8 @@ def _backfill_files(
     names, missing = saved_files.find_files(files)
     account, region = (one[0] if one else None for one in (common.account, common.region))
     flags = saved_files.Place(account, region, instant)
-    placed, unplaced = saved_files.place_files(names, flags, pattern, known_regions)
+    # With nothing to place nobody needs to know which Regions there are.
+    placed, unplaced = saved_files.place_files(names, flags, pattern, known_regions) if names else ([], [])
     if faults or missing or not placed:
         raise UsageError(*faults, *missing, *([] if faults and instant is None else unplaced))
     settings = common.settings()

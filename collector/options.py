@@ -114,6 +114,6 @@ def declare(function: Callable[..., None], own: Iterable[inspect.Parameter]) -> 
 
 def known_regions() -> list[str]:
     """Return the names of all Regions that the installed botocore knows."""
-    from collector.aws import clients  # noqa: PLC0415 - see the module's first lines
+    from collector.aws import regions  # noqa: PLC0415 - see the module's first lines
 
-    return list(clients.known_regions())
+    return regions.known_regions()

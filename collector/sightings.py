@@ -18,7 +18,8 @@ class NeverSeenError(CollectorError):
 @dataclass(frozen=True, slots=True)
 class _Last:
     state: TargetState
-    listed: frozenset[str] | None = None
+    listed: tuple[str, ...] | None = None
+    """Ids, sorted; a set would take eight times the memory, for every target."""
 
 
 class Sightings:
@@ -45,7 +46,7 @@ class Sightings:
             last = self._last.get(scan.target)
         if last is None or last.listed is None:
             raise NeverSeenError(f"{scan.target} was not seen yet")
-        return set(last.listed - {task.import_task_id for task in scan.tasks})
+        return set(last.listed) - {task.import_task_id for task in scan.tasks}
 
     def states(self, targets: Iterable[Target]) -> tuple[TargetState, ...]:
         """Return what is known of these targets, sorted."""
@@ -62,9 +63,9 @@ class Sightings:
             since = state.failing_since or look.failed_at
             state = replace(state, failing=look, failing_since=since, failures=state.failures + 1)
             return _Last(state, before.listed)
-        listed = frozenset(task.import_task_id for task in look.tasks)
+        listed = {task.import_task_id for task in look.tasks}
         if not look.complete:
-            listed |= before.listed or frozenset()
+            listed.update(before.listed or ())
         return _Last(
             TargetState(
                 state.target,
@@ -72,5 +73,5 @@ class Sightings:
                 statuses=Counter(task.status or "none" for task in look.tasks),
                 in_flight=tuple(task for task in look.tasks if not task.finished),
             ),
-            listed,
+            tuple(sorted(listed)),
         )

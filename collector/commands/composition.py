@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from collector.aws.transform import import_task, wire_task
 from collector.config import Settings
+from collector.spool import Spool
 from collector.warehouse.access import Warehouse, open_warehouse
 
 
@@ -17,3 +19,13 @@ def warehouse_of(settings: Settings) -> Iterator[Warehouse]:
         folder=settings.data_dir,
     ) as warehouse:
         yield warehouse
+
+
+def spool_of(settings: Settings) -> Spool:
+    """Return what waits on disk for the warehouse.
+
+    Raises:
+        SpoolError: the folder cannot be used.
+    """
+    folder = settings.data_dir / "spool"
+    return Spool(folder, limit=settings.spool_limit, to_wire=wire_task, from_wire=import_task)

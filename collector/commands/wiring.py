@@ -1,9 +1,13 @@
-"""AWS, the warehouse and the spool joined: what the commands that poll are put together from."""
+"""AWS, the warehouse and the spool joined: what the commands that poll are put together from.
+
+Only ``daemon_of`` imports the daemon, and with it the scheduler.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -12,10 +16,9 @@ from collector.aws.clients import Clients
 from collector.aws.discovery import Discovery
 from collector.aws.evidence import Gatherer
 from collector.aws.listing import Lister
-from collector.aws.transform import import_task, wire_task
 from collector.clock import never_the_same_twice, utc_now
+from collector.commands.composition import spool_of
 from collector.config import Settings
-from collector.daemon import TICK, Daemon, Observer, Work
 from collector.domain import Evidence, Failure, Scan, Target
 from collector.errors import WarehouseError
 from collector.loader import Loader
@@ -23,26 +26,18 @@ from collector.notify import notify
 from collector.outcomes import Tally
 from collector.polling import Cadence, leased
 from collector.sightings import NeverSeenError, Sightings
-from collector.spool import Spool
 from collector.warehouse import history, schema
 from collector.warehouse.access import Warehouse
 from collector.warehouse.leases import Leases
 from collector.warehouse.recording import record
 
+if TYPE_CHECKING:
+    from collector.daemon import Daemon, Observer
+
 _LAST_ANSWER = 1.0
 """Seconds that the database may take to answer when the daemon ends."""
 
 log = structlog.stdlib.get_logger(__name__)
-
-
-def spool_of(settings: Settings) -> Spool:
-    """Return what waits on disk for the warehouse.
-
-    Raises:
-        SpoolError: the folder cannot be used.
-    """
-    folder = settings.data_dir / "spool"
-    return Spool(folder, limit=settings.spool_limit, to_wire=wire_task, from_wire=import_task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +140,13 @@ def daemon_of(
     *,
     accounts: Sequence[str],
     known: Mapping[Target, datetime],
-    observer: Observer,
+    observer: "Observer",
     now: Callable[[], datetime] = utc_now,
-    tick: timedelta = TICK,
-) -> Iterator[Daemon]:
+    tick: timedelta | None = None,
+) -> Iterator["Daemon"]:
     """Put a daemon together; ``known`` are targets of earlier times, with their last good looks."""
+    from collector.daemon import TICK, Daemon, Work  # noqa: PLC0415 - see the module's first lines
+
     sightings = Sightings(known)
     spool = spool_of(settings)
 
@@ -210,7 +207,7 @@ def daemon_of(
             sightings,
             observer,
             concurrency=settings.concurrency,
-            tick=tick,
+            tick=tick or TICK,
         )
 
 

@@ -1,6 +1,5 @@
 """How the warehouse is reached: one description of the server, engines on it, and its errors as ours."""
 
-import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -9,13 +8,13 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.waiting import Ready, Wait
 from sqlalchemy import Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from collector.errors import UsageError, WarehouseAwayError, WarehouseError
+from collector.errors import WarehouseAwayError, WarehouseError
+from collector.warehouse.url import parameters_of
 
 OLDEST_SERVER = 15
 
@@ -89,21 +88,12 @@ class PatientConnection(psycopg.Connection[Any]):
 
 
 def connect_to_url(url: str, patience: Patience | None = None) -> Connect:
-    """Return a connector for a ``postgresql://`` URL; libpq reads it, so all of its parameters work.
+    """Return a connector for a ``postgresql://`` URL.
 
     Raises:
-        UsageError: the URL cannot be read, or its password spills over. libpq's own words would quote it.
+        UsageError: the URL cannot be read.
     """
-    try:
-        parameters = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        parameters = {"host": "@"}
-    host, port, name = (str(parameters.get(key, "")) for key in ("host", "port", "dbname"))
-    if "@" in host + name or not re.fullmatch(r"[\d,]*", port):
-        raise UsageError(
-            "database_url: cannot be read: write special characters of user name and password"
-            " percent-encoded, such as %40 for @, %2F for / and %25 for %"
-        )
+    parameters = parameters_of(url)
     return connect_to_parameters(lambda: dict(parameters), patience)
 
 
