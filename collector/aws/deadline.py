@@ -4,6 +4,7 @@ A read timeout starts anew with every byte, so a server that drips outlives it. 
 that the look is reading from is shut down, which ends the read at once and leaves no thread behind.
 """
 
+import math
 import socket
 import threading
 from collections.abc import Iterator
@@ -32,28 +33,26 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.cancelled = False
-        self._ends = monotonic() + seconds
-        self._timer = threading.Timer(seconds, self._shut_down)
-        self._timer.daemon = True
+        self.ends = monotonic() + seconds
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
 
     def __enter__(self) -> Self:
         self._token = _current.set(self)
-        self._timer.start()
+        _watchdog.watch(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _current.reset(self._token)
-        self._timer.cancel()
+        _watchdog.forget(self)
         self.release()
 
     @property
     def remaining(self) -> float:
         """Seconds left; 0 when over."""
-        return 0.0 if self.cancelled else max(0.0, self._ends - monotonic())
+        return 0.0 if self.cancelled else max(0.0, self.ends - monotonic())
 
     def check(self) -> None:
         """Raise ``DeadlineExceededError`` when the time is over."""
@@ -63,25 +62,63 @@ class Deadline:
     def cancel(self) -> None:
         """End the time now, from any thread."""
         self.cancelled = True
-        self._shut_down()
+        self.shut_down()
 
     def guard(self, connected: socket.socket) -> None:
         """Shut this socket down when the time is over, unless released before."""
         with self._lock:
             self._socket = connected
         if not self.remaining:
-            self._shut_down()
+            self.shut_down()
 
     def release(self) -> None:
         """Forget the socket: it goes back to the pool, and another look may use it next."""
         with self._lock:
             self._socket = None
 
-    def _shut_down(self) -> None:
+    def shut_down(self) -> None:
+        """End a read that is under way."""
         with self._lock:
             if self._socket is not None:
                 with suppress(OSError):  # closed already, which is what was wanted
                     self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Watchdog:
+    """The one thread that shuts down what is read from beyond any deadline; a thread for each costs more."""
+
+    def __init__(self) -> None:
+        self._watched: set[Deadline] = set()
+        self._changed = threading.Condition()
+        self._wakes_at = math.inf
+        self._thread: threading.Thread | None = None
+
+    def watch(self, deadline: Deadline) -> None:
+        """Shut this deadline's socket down when its time is over."""
+        with self._changed:
+            self._watched.add(deadline)
+            if self._thread is None or not self._thread.is_alive():  # a fork leaves it behind
+                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+                self._thread.start()
+            if deadline.ends < self._wakes_at:
+                self._changed.notify()
+
+    def forget(self, deadline: Deadline) -> None:
+        """Watch it no longer; it may wake the thread once, for nothing."""
+        with self._changed:
+            self._watched.discard(deadline)
+
+    def _run(self) -> None:
+        with self._changed:
+            while True:
+                for deadline in [one for one in self._watched if one.ends <= monotonic()]:
+                    deadline.shut_down()
+                    self._watched.discard(deadline)
+                self._wakes_at = min((one.ends for one in self._watched), default=math.inf)
+                self._changed.wait(None if self._wakes_at == math.inf else self._wakes_at - monotonic())
+
+
+_watchdog = _Watchdog()
 
 
 def current() -> Deadline | None:
