@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint soak bench peers lock clean
+.PHONY: demo test lint soak bench bench-peers lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what there is to make
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,7 +33,7 @@ soak: $(STAMP)  ## Twenty simulated days of polling with random faults
 bench: $(STAMP)  ## The benchmarks, as a table of ratios
 	$(BIN)/python -m benchmarks $(ARGS)
 
-peers: $(STAMP)  ## What other tools take for the same rows, in an environment of their own
+bench-peers: $(STAMP)  ## What other tools take for the same rows, in an environment of their own
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 	BENCH_PEERS=.venv-peers $(BIN)/python -m benchmarks $(ARGS)
