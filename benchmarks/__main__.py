@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks import cadence, fetch, files, load, peers, reads
+from benchmarks import cadence, files, load, peers, reads
 from collector.warehouse.embedded import EmbeddedPostgres
 
 
@@ -32,7 +32,7 @@ def main() -> None:
         print(f"PostgreSQL {version}, Python {platform.python_version()}, {os.cpu_count()} cores; medians\n")
         print("| question | ours | limit | ratio |\n|---|---|---|---|")
         loading = (*load.rows(url), *reads.rows(url), *peers.rows(url))
-        for row in (*loading, *files.rows(url), *fetch.rows(), *cadence.rows()):
+        for row in (*loading, *files.rows(url), *cadence.rows()):
             ours, limit = f"{row.ours:.4g}{row.unit}", f"{row.limit:.4g}{row.unit}"
             print(f"| {row.question} | {ours} | {limit} | {row.ours / row.limit:.2f} |")
 

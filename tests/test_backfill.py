@@ -138,10 +138,10 @@ def test_interrupted_at_random_moments_and_resumed(shell: Shell, past: Simulator
     words = 0
     with past.faults.add(Latency(0.05), action=None):
         began = monotonic()
-        assert shell("backfill", "--region", REGION, "--dry-run").code == 0
+        assert shell("backfill", "--region", REGION, "--since", "20d", "--dry-run").code == 0
         whole = monotonic() - began
         for _ in range(10):
-            process = shell.start("backfill", "--region", REGION)
+            process = shell.start("backfill", "--region", REGION, "--since", "20d")
             try:
                 process.wait(whole * chance.uniform(0.4, 1.0))
             except subprocess.TimeoutExpired:
@@ -150,14 +150,14 @@ def test_interrupted_at_random_moments_and_resumed(shell: Shell, past: Simulator
             assert "Traceback" not in errors
             words += "run the same command again to go on" in errors
     assert words
-    assert shell("backfill", "--region", REGION).code == 0
+    assert shell("backfill", "--region", REGION, "--since", "20d").code == 0
     query = (
         "SELECT source, event_id, event_name, occurred_at, requested_by, details FROM vm_import.task_events"
     )
     interrupted = sorted(map(repr, rows(engine, query)))
     with engine.begin() as connection:
         connection.execute(text("TRUNCATE vm_import.task_events, vm_import.event_scans, vm_import.tasks"))
-    assert shell("backfill", "--region", REGION).code == 0
+    assert shell("backfill", "--region", REGION, "--since", "20d").code == 0
     assert sorted(map(repr, rows(engine, query))) == interrupted
 
 

@@ -18,7 +18,7 @@ from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 
 from collector import __version__
-from collector.aws import deadline, recognition
+from collector.aws import deadline
 from collector.aws.failures import UnusableAnswerError, breaks_listing, code_of, is_transient, message_of
 from collector.aws.retrying import attempts
 from collector.errors import CollectorError
@@ -82,8 +82,7 @@ class Clients:
             # Retries are ours, per target: a client's own are shared by all that use it.
             retries={"total_max_attempts": 1, "mode": "standard"},
             tcp_keepalive=True,
-            # Said in full: botocore puts its own together anew, twice for each request.
-            user_agent=f"vm-import-collector/{__version__} Boto3/{boto3.__version__}",
+            user_agent_extra=f"vm-import-collector/{__version__}",
         )
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, str], Any] = {}
@@ -145,7 +144,6 @@ class Clients:
             if (service, region) not in self._clients:
                 client = self._session.client(service, region_name=region, config=self._config)
                 client.meta.events.register("before-sign", _sign_as_current)
-                client.meta.events.register(recognition.EVENT, recognition.recognise)
                 self._clients[service, region] = client
             return self._clients[service, region]
 

@@ -4,7 +4,6 @@ A read timeout starts anew with every byte, so a server that drips outlives it. 
 that the look is reading from is shut down, which ends the read at once and leaves no thread behind.
 """
 
-import math
 import socket
 import threading
 from collections.abc import Iterator
@@ -33,26 +32,28 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.cancelled = False
-        self.ends = monotonic() + seconds
+        self._ends = monotonic() + seconds
+        self._timer = threading.Timer(seconds, self._shut_down)
+        self._timer.daemon = True
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
 
     def __enter__(self) -> Self:
         self._token = _current.set(self)
-        _watchdog.watch(self)
+        self._timer.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _current.reset(self._token)
-        _watchdog.forget(self)
+        self._timer.cancel()
         self.release()
 
     @property
     def remaining(self) -> float:
         """Seconds left; 0 when over."""
-        return 0.0 if self.cancelled else max(0.0, self.ends - monotonic())
+        return 0.0 if self.cancelled else max(0.0, self._ends - monotonic())
 
     def check(self) -> None:
         """Raise ``DeadlineExceededError`` when the time is over."""
@@ -62,63 +63,25 @@ class Deadline:
     def cancel(self) -> None:
         """End the time now, from any thread."""
         self.cancelled = True
-        self.shut_down()
+        self._shut_down()
 
     def guard(self, connected: socket.socket) -> None:
         """Shut this socket down when the time is over, unless released before."""
         with self._lock:
             self._socket = connected
         if not self.remaining:
-            self.shut_down()
+            self._shut_down()
 
     def release(self) -> None:
         """Forget the socket: it goes back to the pool, and another look may use it next."""
         with self._lock:
             self._socket = None
 
-    def shut_down(self) -> None:
-        """End a read that is under way."""
+    def _shut_down(self) -> None:
         with self._lock:
             if self._socket is not None:
                 with suppress(OSError):  # closed already, which is what was wanted
                     self._socket.shutdown(socket.SHUT_RDWR)
-
-
-class _Watchdog:
-    """The one thread that shuts down what is read from beyond any deadline; a thread for each costs more."""
-
-    def __init__(self) -> None:
-        self._watched: set[Deadline] = set()
-        self._changed = threading.Condition()
-        self._wakes_at = math.inf
-        self._thread: threading.Thread | None = None
-
-    def watch(self, deadline: Deadline) -> None:
-        """Shut this deadline's socket down when its time is over."""
-        with self._changed:
-            self._watched.add(deadline)
-            if self._thread is None or not self._thread.is_alive():  # a fork leaves it behind
-                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
-                self._thread.start()
-            if deadline.ends < self._wakes_at:
-                self._changed.notify()
-
-    def forget(self, deadline: Deadline) -> None:
-        """Watch it no longer; it may wake the thread once, for nothing."""
-        with self._changed:
-            self._watched.discard(deadline)
-
-    def _run(self) -> None:
-        with self._changed:
-            while True:
-                for deadline in [one for one in self._watched if one.ends <= monotonic()]:
-                    deadline.shut_down()
-                    self._watched.discard(deadline)
-                self._wakes_at = min((one.ends for one in self._watched), default=math.inf)
-                self._changed.wait(None if self._wakes_at == math.inf else self._wakes_at - monotonic())
-
-
-_watchdog = _Watchdog()
 
 
 def current() -> Deadline | None:

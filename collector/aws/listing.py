@@ -27,8 +27,8 @@ from collector.aws.failures import (
     message_of,
 )
 from collector.aws.pace import TokenBucket
-from collector.aws.recognition import Pages, Recognition
 from collector.aws.retrying import attempts
+from collector.aws.transform import import_task
 from collector.domain import Failure, ImportTask, Scan, Target
 from collector.errors import CollectorError, MalformedTaskError
 
@@ -73,16 +73,14 @@ class Lister:
         self._looks: set[Deadline] = set()
         self._paces: defaultdict[Target, TokenBucket] = defaultdict(TokenBucket)
         self._gone: defaultdict[Target, set[str]] = defaultdict(set)
-        self._pages: dict[Target, Pages] = {}
 
     def look(self, target: Target) -> Scan | Failure:
         """Read a target's listing. Whatever goes wrong is the value returned; nothing is raised."""
         deadline = Deadline(self._limit.total_seconds())
-        recognition = Recognition(self._pages.get(target, {}))
-        reader = _Reader(deadline, self._stopped, self._paces[target], recognition)
+        reader = _Reader(deadline, self._stopped, self._paces[target])
         self._looks.add(deadline)
         try:
-            with deadline, acting_as(self._credentials_of(target.account_id)), recognition.applied():
+            with deadline, acting_as(self._credentials_of(target.account_id)):
                 if self._stopped.is_set():
                     deadline.cancel()
                 return self._look(target, reader)
@@ -109,7 +107,6 @@ class Lister:
     def _look(self, target: Target, reader: "_Reader") -> Scan:
         reader.client = self._clients.ec2(target.region)
         observed_at, tasks = reader.listing(self._now)
-        self._pages[target] = reader.recognition.pages
         scan = Scan(target, observed_at, self._now(), True, "api", tuple(tasks.values()))
         try:
             missing = self._missing(scan)
@@ -148,11 +145,8 @@ class _Reader:
 
     client: Any = None
 
-    def __init__(
-        self, deadline: Deadline, stopped: threading.Event, pace: TokenBucket, recognition: Recognition
-    ) -> None:
+    def __init__(self, deadline: Deadline, stopped: threading.Event, pace: TokenBucket) -> None:
         self.deadline = deadline
-        self.recognition = recognition
         self.last_error: Exception | None = None
         self._stopped = stopped
         self._pace = pace
@@ -162,7 +156,6 @@ class _Reader:
         for attempt in attempts(breaks_listing, self.deadline, self._stopped.wait):
             with attempt:
                 observed_at = now()
-                self.recognition.begin()
                 # The same id may come twice while tasks move between pages; the later answer is the newer.
                 tasks = {task.import_task_id: task for page in self._pages() for task in page}
         return observed_at, tasks
@@ -196,22 +189,12 @@ class _Reader:
         for attempt in attempts(is_transient, self.deadline, self._stopped.wait):
             with attempt:
                 try:
-                    page = self._answer(**options)
+                    page = _page(self._request(**options))
                 except Exception as error:
                     if self.deadline.remaining:
                         self.last_error = error
                     raise
         return page
-
-    def _answer(self, **options: Any) -> tuple[list[ImportTask], str | None]:
-        """Return one answer's tasks and the next page's token.
-
-        A 200 answer with a proxy's HTML page makes botocore return an object without the list, and no error.
-        """
-        answer = self._request(**options)
-        if "ImportImageTasks" not in answer:
-            raise UnusableAnswerError("the answer has no list of tasks; did a proxy answer for EC2?")
-        return self.recognition.tasks(answer), answer.get("NextToken")
 
     def _request(self, **options: Any) -> dict[str, Any]:
         if wait := self._pace.take():
@@ -222,3 +205,13 @@ class _Reader:
         finally:
             self.deadline.release()
         return answer
+
+
+def _page(answer: dict[str, Any]) -> tuple[list[ImportTask], str | None]:
+    """Turn one answer into tasks and the next page's token.
+
+    A 200 answer with a proxy's HTML page makes botocore return an object without the list, and no error.
+    """
+    if "ImportImageTasks" not in answer:
+        raise UnusableAnswerError("the answer has no list of tasks; did a proxy answer for EC2?")
+    return [import_task(wire) for wire in answer["ImportImageTasks"]], answer.get("NextToken")
