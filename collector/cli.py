@@ -269,8 +269,8 @@ def _backfill_files(
     placed, unplaced = saved_files.place_files(names, flags, pattern, known_regions)
     if faults or missing or not placed:
         told = {fault.split(":")[0] for fault in faults}
-        faults += [fault for fault in unplaced if fault.split(":")[0] not in told]
-        raise UsageError(*missing, *faults)
+        others = (fault for fault in unplaced if fault.split(":")[0] not in told)
+        raise UsageError(*missing, *others, *faults)
     settings = common.settings()
     from collector.commands.backfill_files import from_files  # noqa: PLC0415 - see the module's first lines
 

@@ -90,7 +90,7 @@ class Simulator:
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "AKIASIMULATEDEXAMPLE",
-            "AWS_SECRET_ACCESS_KEY": "simulated",
+            "AWS_SECRET_ACCESS_KEY": "simulated-secret-key",
             "AWS_DEFAULT_REGION": self._world.regions.enabled(self._world.callers.default_account)[0],
             "AWS_EC2_METADATA_DISABLED": "true",
         }
