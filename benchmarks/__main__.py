@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks import cadence, load
+from benchmarks import cadence, files, load, peers, reads
 from collector.warehouse.embedded import EmbeddedPostgres
 
 
@@ -31,7 +31,8 @@ def main() -> None:
             version = connection.info.server_version // 10000
         print(f"PostgreSQL {version}, Python {platform.python_version()}, {os.cpu_count()} cores; medians\n")
         print("| question | ours | limit | ratio |\n|---|---|---|---|")
-        for row in (*load.rows(url), *cadence.rows()):
+        loading = (*load.rows(url), *reads.rows(url), *peers.rows(url))
+        for row in (*loading, *files.rows(url), *cadence.rows()):
             ours, limit = f"{row.ours:.4g}{row.unit}", f"{row.limit:.4g}{row.unit}"
             print(f"| {row.question} | {ours} | {limit} | {row.ours / row.limit:.2f} |")
 

@@ -54,10 +54,11 @@ def import_task(wire: object) -> ImportTask:
 
 
 def _import_task(import_task_id: str, task: Json) -> ImportTask:
-    disks = sorted((_typed_disk(disk) for disk in _objects(task, "snapshotDetailSet")), key=_disk_order)
+    disks = _sorted_by(_disk_place, [_typed_disk(disk) for disk in _objects(task, "snapshotDetailSet")])
     tags = _tags(_objects(task, "tagSet"))
-    specs = [_typed(spec, _LICENSE) for spec in _objects(task, "licenseSpecifications")]
-    specs.sort(key=_license_order)
+    specs = _sorted_by(
+        _license_place, [_typed(spec, _LICENSE) for spec in _objects(task, "licenseSpecifications")]
+    )
     sets = [_hash(items) if items else None for items in (disks, tags, specs)]
     content_hash = _hash([_typed(task, _TASK), *sets])
     return ImportTask(
@@ -86,9 +87,10 @@ def _typed_disk(disk: Json) -> Json:
 
 def _snapshot_detail(position: int, disk: Json) -> SnapshotDetail:
     bucket = disk.pop("userBucket", {})
-    fields = _take(disk, _DISK) | _take(bucket, _BUCKET)
-    rest = {**disk, "userBucket": bucket} if bucket else disk
-    return SnapshotDetail(position=position, **fields, extra=_rest(rest))
+    source = _take(bucket, _BUCKET)
+    if bucket:
+        disk["userBucket"] = bucket
+    return SnapshotDetail(position=position, **_take(disk, _DISK), **source, extra=_rest(disk))
 
 
 def _tags(tags: list[Json]) -> list[Json]:
@@ -224,16 +226,23 @@ def _hash(value: object) -> int:
     return int.from_bytes(blake2b(_dumps(value).encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def _disk_order(disk: Json) -> tuple[str, str, str, str]:
-    """Order disks by device, then source, then content: they have no id, and their order is not promised."""
+def _sorted_by(place: Callable[[Json], tuple[str, ...]], items: list[Json]) -> list[Json]:
+    """Sort by place, and by content only where places are equal: writing it down is most of the work."""
+    places = list(map(place, items))
+    if len(set(places)) == len(places):
+        return sorted(items, key=place)
+    return sorted(items, key=lambda item: (*place(item), _dumps(item)))
+
+
+def _disk_place(disk: Json) -> tuple[str, ...]:
+    """Order disks by device, then source: they have no id, and their order is not promised."""
     bucket = disk.get("userBucket")
     bucket = bucket if isinstance(bucket, dict) else {}
-    device, name, key = disk.get("deviceName", ""), bucket.get("s3Bucket", ""), bucket.get("s3Key", "")
-    return str(device), str(name), str(key), _dumps(disk)
+    return str(disk.get("deviceName", "")), str(bucket.get("s3Bucket", "")), str(bucket.get("s3Key", ""))
 
 
-def _license_order(spec: Json) -> tuple[str, str]:
-    return str(spec.get("licenseConfigurationArn", "")), _dumps(spec)
+def _license_place(spec: Json) -> tuple[str, ...]:
+    return (str(spec.get("licenseConfigurationArn", "")),)
 
 
 def _objects(task: Json, name: str) -> list[Json]:

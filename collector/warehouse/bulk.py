@@ -1,42 +1,40 @@
 """Rows in bulk: ``COPY … (FORMAT BINARY)`` of versions and of their child rows."""
 
-import json
 from collections.abc import Collection, Iterable, Mapping
-from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.types.json import set_json_dumps
 from sqlalchemy import Connection, Table, text
 
-from collector.domain import ImportTask
+from collector.domain import ImportTask, Scan
 from collector.warehouse.tables import (
     SCHEMA,
     STATE,
     license_specifications,
+    scans,
     snapshot_details,
     tags,
     task_versions,
 )
 from collector.warehouse.tiles import Interval
 
-_STATE_NAMES = tuple(column.name for column in STATE if column.name != "extra")
 _NOT_LISTED = (False,) + (None,) * (4 + len(STATE))
 
-_CHILDREN: Mapping[Table, tuple[str, str, tuple[str, ...]]] = {
-    snapshot_details: (
-        "details_set",
-        "snapshot_details",
-        tuple(column.name for column in snapshot_details.columns)[2:],
-    ),
-    tags: ("tags_set", "tags", ("key", "value")),
-    license_specifications: (
-        "licenses_set",
-        "license_specifications",
-        ("position", "license_configuration_arn", "extra"),
-    ),
+_VERSION = attrgetter(
+    "content_hash", "details_set", "tags_set", "licenses_set", *(column.name for column in STATE)
+)
+
+_KEYS = frozenset({"task_id", "set_id"})
+
+_CHILDREN: Mapping[Table, tuple[str, str]] = {
+    snapshot_details: ("details_set", "snapshot_details"),
+    tags: ("tags_set", "tags"),
+    license_specifications: ("licenses_set", "license_specifications"),
 }
-"""For each child table: the task's hash of the list, the list, and the columns of an item."""
+"""For each child table: the task's hash of the list, and the list; an item is named as the columns are."""
 
 
 def copy_versions(
@@ -46,8 +44,8 @@ def copy_versions(
 ) -> None:
     """Insert tiles; ``None`` in place of a task is a period in which it was not listed."""
     rows = (
-        (i.task_id, i.valid_from, i.valid_to, target_id, *(_NOT_LISTED if task is None else _version(task)))
-        for i, task in intervals
+        (*interval, target_id, *(_NOT_LISTED if task is None else (True, *_VERSION(task))))
+        for interval, task in intervals
     )
     _copy(connection, task_versions, rows)
 
@@ -57,33 +55,28 @@ def copy_children(connection: Connection, observed: Mapping[int, ImportTask], ne
 
     ``new`` are the task_ids among them that cannot have any: they were made in this transaction.
     """
-    for table, (set_name, items, columns) in _CHILDREN.items():
+    for table, names in _CHILDREN.items():
+        set_and_items = attrgetter(*names)
         sets = {
-            (task_id, set_id): task
+            (task_id, set_id): items
             for task_id, task in observed.items()
-            if (set_id := getattr(task, set_name)) is not None
+            for set_id, items in (set_and_items(task),)
+            if items
         }
         for known in _known_sets(connection, table, [key for key in sets if key[0] not in new]):
             del sets[known]
-        rows = (
-            (*key, *(_value(item, column) for column in columns))
-            for key, task in sets.items()
-            for item in getattr(task, items)
-        )
+        values = attrgetter(*(column.name for column in table.columns if column.name not in _KEYS))
         if sets:
-            _copy(connection, table, rows)
+            _copy(connection, table, ((*key, *values(item)) for key, items in sets.items() for item in items))
 
 
-def _version(task: ImportTask) -> tuple[Any, ...]:
-    state = (getattr(task, name) for name in _STATE_NAMES)
-    hashes = (task.content_hash, task.details_set, task.tags_set, task.licenses_set)
-    return (True, *hashes, *state, _value(task, "extra"))
-
-
-def _value(record: object, column: str) -> Any:
-    """Return a member; canonical JSON text is parsed, because the driver writes jsonb from values."""
-    value = getattr(record, column)
-    return json.loads(value) if column == "extra" and value is not None else value
+def copy_scans(connection: Connection, observed: Mapping[int, Scan], seen: list[int] | None = None) -> None:
+    """Insert scans, by target_id; ``seen`` are the tasks, by task_id, that a partial one covered."""
+    rows = (
+        (i, s.observed_at, s.finished_at, s.complete, seen, len(s.tasks), s.digest, s.source)
+        for i, s in observed.items()
+    )
+    _copy(connection, scans, rows)
 
 
 def _known_sets(connection: Connection, table: Table, keys: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -100,19 +93,16 @@ def _known_sets(connection: Connection, table: Table, keys: list[tuple[int, int]
 
 
 def _copy(connection: Connection, table: Table, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Insert rows of all columns but those that the database fills."""
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)  # noqa: S101 - for the type checker
-    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
+    columns = [column for column in table.columns if column.server_default is None]
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
-        sql.Identifier(SCHEMA, table.name), names
+        sql.Identifier(SCHEMA, table.name),
+        sql.SQL(", ").join(sql.Identifier(column.name) for column in columns),
     )
     with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.set_types([_copy_type(column.type.python_type, str(column.type)) for column in table.columns])
+        set_json_dumps(str, cursor)  # jsonb comes as canonical text, ready to be sent
+        copy.set_types([column.type.compile(dialect=connection.dialect).lower() for column in columns])
         for row in rows:
             copy.write_row(row)
-
-
-def _copy_type(kind: type, name: str) -> str:
-    return {bool: "bool", datetime: "timestamptz", str: "text", float: "float8"}.get(
-        kind, {"BIGINT": "int8", "INTEGER": "int4"}.get(name, "jsonb")
-    )

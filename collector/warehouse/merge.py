@@ -4,6 +4,7 @@ The caller holds the target's lock and owns the transaction. Cost follows what c
 the ids and hashes that were listed at the instant.
 """
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,8 +14,8 @@ from typing import NamedTuple
 from sqlalchemy import Connection, TextClause, text
 
 from collector.domain import FINISHED_STATUSES, ImportTask, Scan
-from collector.warehouse.bulk import copy_children, copy_versions
-from collector.warehouse.tables import STATE, scans
+from collector.warehouse.bulk import copy_children, copy_scans, copy_versions
+from collector.warehouse.tables import STATE
 from collector.warehouse.tiles import Changes, Surroundings
 
 
@@ -44,27 +45,22 @@ class _Known(NamedTuple):
 
 def merge(connection: Connection, target_id: int, scan: Scan) -> Merged:
     """Record a scan that is neither stored yet nor equal to the one before it."""
-    known = _known_tasks(connection, target_id, scan)
-    new = _insert_tasks(
-        connection, target_id, [t.import_task_id for t in scan.tasks if t.import_task_id not in known]
-    )
-    observed = {
-        new.get(task.import_task_id) or known[task.import_task_id].task_id: task for task in scan.tasks
-    }
+    known, new = _known_tasks(connection, target_id, scan)
+    observed = {known[task.import_task_id].task_id: task for task in scan.tasks}
     changed: dict[int, ImportTask | None] = {
-        task_id: task
-        for task_id, task in observed.items()
-        if task.import_task_id in new or known[task.import_task_id].content_hash != task.content_hash
+        before.task_id: task
+        for task in scan.tasks
+        if (before := known[task.import_task_id]).content_hash != task.content_hash
     }
     gone = [k for k in known.values() if k.content_hash is not None and k.task_id not in observed]
     changed |= dict.fromkeys(k.task_id for k in gone)
     changes = Changes()
-    for around in _surroundings(connection, target_id, scan, changed, set(new.values())):
+    for around in _surroundings(connection, target_id, scan, changed, new):
         task = changed[around.task_id]
         changes.observe(around, scan.observed_at, None if task is None else task.content_hash)
     _apply(connection, target_id, scan, changes, changed)
-    copy_children(connection, {i: task for i, task in changed.items() if task is not None}, set(new.values()))
-    _insert_scan(connection, target_id, scan, sorted(observed))
+    copy_children(connection, {i: task for i, task in changed.items() if task is not None}, new)
+    copy_scans(connection, {target_id: scan}, None if scan.complete else sorted(observed))
     expired = sum(k.status in FINISHED_STATUSES for k in gone)
     cut = sum(source is not None for _, source in changes.restore)
     return Merged(
@@ -82,11 +78,10 @@ def _examples(
     scan: Scan, known: Mapping[str, _Known], gone: Iterable[_Known], changed: Mapping[int, ImportTask | None]
 ) -> Iterator[str]:
     """Spell changes out: what a task was, and what it is now."""
-    seen = {task.import_task_id for task in changed.values() if task is not None}
     for task in scan.tasks:
-        if task.import_task_id in seen:
-            before = known.get(task.import_task_id)
-            was = "new" if before is None or before.content_hash is None else f"was {before.status}"
+        before = known[task.import_task_id]
+        if before.task_id in changed:
+            was = "new" if before.content_hash is None else f"was {before.status}"
             yield f"{task.import_task_id}: {task.status}, {task.status_message or 'no message'} ({was})"
     missing = {k.task_id for k in gone}
     for name, before in known.items():
@@ -94,27 +89,22 @@ def _examples(
             yield f"{name}: gone (was {before.status})"
 
 
-def _known_tasks(connection: Connection, target_id: int, scan: Scan) -> dict[str, _Known]:
-    """Return, by AWS's id, the scan's known tasks and, if it is complete, whatever else was listed then."""
-    parameters = {
-        "target_id": target_id,
-        "observed_at": scan.observed_at,
-        "names": [task.import_task_id for task in scan.tasks],
-    }
-    rows = list(connection.execute(_SELECT_LISTED, parameters)) if scan.complete else []
-    known = {row.import_task_id: _Known(row.task_id, row.content_hash, row.status) for row in rows}
-    parameters["names"] = [task.import_task_id for task in scan.tasks if task.import_task_id not in known]
-    if parameters["names"]:
-        rows = list(connection.execute(_SELECT_NAMED, parameters))
-        known |= {row.import_task_id: _Known(row.task_id, row.content_hash, row.status) for row in rows}
-    return known
+def _known_tasks(connection: Connection, target_id: int, scan: Scan) -> tuple[dict[str, _Known], set[int]]:
+    """Return, by AWS's id, the scan's tasks and, if it is complete, whatever else was listed then.
 
-
-def _insert_tasks(connection: Connection, target_id: int, names: list[str]) -> dict[str, int]:
-    if not names:
-        return {}
-    rows = connection.execute(_INSERT_TASKS, {"target_id": target_id, "names": names})
-    return {row.import_task_id: row.task_id for row in rows}
+    Tasks that nobody knew are made; the second answer is their task_ids.
+    """
+    parameters: dict[str, object] = {"target_id": target_id, "observed_at": scan.observed_at}
+    rows = connection.execute(_SELECT_LISTED, parameters) if scan.complete else ()
+    known = {name: _Known(*state) for name, *state in rows}
+    names = [task.import_task_id for task in scan.tasks if task.import_task_id not in known]
+    new: set[int] = set()
+    if names:
+        for name, made, *state in connection.execute(_IDENTIFY, parameters | {"names": json.dumps(names)}):
+            known[name] = _Known(*state)
+            if made:
+                new.add(known[name].task_id)
+    return known, new
 
 
 def _surroundings(
@@ -184,23 +174,9 @@ def _move(
     connection.execute(statement, parameters)
 
 
-def _insert_scan(connection: Connection, target_id: int, scan: Scan, seen: list[int]) -> None:
-    row = {
-        "target_id": target_id,
-        "observed_at": scan.observed_at,
-        "finished_at": scan.finished_at,
-        "complete": scan.complete,
-        "seen": None if scan.complete else seen,
-        "task_count": len(scan.tasks),
-        "digest": scan.digest,
-        "source": scan.source,
-    }
-    connection.execute(scans.insert(), row)
-
-
-# The two halves can each use the index on (target_id, valid_to) of listed versions.
+# Each half has an index of its own: what is listed now, and what was.
 _SELECT_LISTED = text("""
-    SELECT v.task_id, k.import_task_id, v.content_hash, v.status
+    SELECT k.import_task_id, v.task_id, v.content_hash, v.status
     FROM (
         SELECT task_id, content_hash, status FROM vm_import.task_versions
         WHERE target_id = :target_id AND listed AND valid_to IS NULL AND valid_from <= :observed_at
@@ -211,18 +187,24 @@ _SELECT_LISTED = text("""
     JOIN vm_import.tasks k ON k.task_id = v.task_id
 """)
 
-_SELECT_NAMED = text("""
-    SELECT k.task_id, k.import_task_id, v.content_hash, v.status
-    FROM vm_import.tasks k
-    LEFT JOIN vm_import.task_versions v ON v.task_id = k.task_id AND v.valid_from <= :observed_at
+# A list is sent as JSON: the driver takes far longer over an array.
+_IDENTIFY = text("""
+    WITH named AS (
+        SELECT i.name, k.task_id
+        FROM json_array_elements_text(CAST(:names AS json)) AS i (name)
+        LEFT JOIN vm_import.tasks k ON k.target_id = :target_id AND k.import_task_id = i.name
+    ), made AS (
+        INSERT INTO vm_import.tasks (target_id, import_task_id)
+        SELECT :target_id, name FROM named WHERE task_id IS NULL
+        RETURNING import_task_id, task_id
+    )
+    SELECT import_task_id, true AS made, task_id, NULL AS content_hash, NULL AS status FROM made
+    UNION ALL
+    SELECT n.name, false, n.task_id, v.content_hash, v.status
+    FROM named n
+    LEFT JOIN vm_import.task_versions v ON v.task_id = n.task_id AND v.valid_from <= :observed_at
         AND (v.valid_to IS NULL OR v.valid_to > :observed_at)
-    WHERE k.target_id = :target_id AND k.import_task_id = ANY (CAST(:names AS text[]))
-""")
-
-_INSERT_TASKS = text("""
-    INSERT INTO vm_import.tasks (target_id, import_task_id)
-    SELECT :target_id, name FROM unnest(CAST(:names AS text[])) AS i (name)
-    RETURNING task_id, import_task_id
+    WHERE n.task_id IS NOT NULL
 """)
 
 _SELECT_NEXT_COMPLETE = text("""

@@ -87,6 +87,7 @@ tasks = Table(
     Column("target_id", Integer, nullable=False, comment="The target that the task belongs to."),
     Column("import_task_id", Text, nullable=False, comment="AWS's id, opaque text: import-ami-…"),
     UniqueConstraint("target_id", "import_task_id"),
+    Index("tasks_by_name", "import_task_id"),
     comment="An import image task that is known at all. A row here says nothing about having versions.",
 )
 
@@ -138,7 +139,14 @@ task_versions = Table(
         deferrable=True,
         initially="DEFERRED",
     ),
-    Index("task_versions_listed", "target_id", "valid_to", postgresql_where=text("listed")),
+    # Together one entry for each version that was listed; what is listed now is found without its past.
+    Index("task_versions_current", "target_id", postgresql_where=text("listed AND valid_to IS NULL")),
+    Index(
+        "task_versions_past",
+        "target_id",
+        "valid_to",
+        postgresql_where=text("listed AND valid_to IS NOT NULL"),
+    ),
     comment="Tiles: a longest interval [valid_from, valid_to) in which a task's observed content"
     " did not change.",
 )

@@ -6,10 +6,10 @@ too, with content ``None``. Before its first tile a task is not listed, without 
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """A task's chain around the instant of a scan that saw something else than the chain says.
 
     ``valid_from`` begins the tile in effect (``None``: before the first tile), ``valid_to`` ends it
@@ -24,8 +24,7 @@ class Surroundings:
     next_scan: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """A tile to be written for a task."""
 
     task_id: int
