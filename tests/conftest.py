@@ -13,9 +13,12 @@ import pytest
 from psycopg import sql
 from sqlalchemy import Engine, make_url
 
+from collector.aws.clients import Clients
+from collector.simulator import Fleet, Simulator
 from collector.warehouse import schema
 from collector.warehouse.embedded import EmbeddedPostgres
 from collector.warehouse.engine import connect_to_url, make_engine
+from tests.simulation import PLENTY, make_simulator, simulated
 
 # A shell starts what runs in its background with SIGINT ignored, and children would inherit that: the tests
 # that press Ctrl-C need it. What is handled here starts with the default there.
@@ -95,3 +98,34 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine = make_engine(connect_to_url(database_url))
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Where all simulators of a module listen, so that one client, slow to make, serves all tests."""
+    with simulated() as simulator:
+        port = int(simulator.url.rpartition(":")[2])
+        simulator.stop()
+        yield port
+
+
+@pytest.fixture
+def simulator(port: int) -> Iterator[Simulator]:
+    """A simulated AWS with two Regions, without faults."""
+    with make_simulator(port=port) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def fleet(simulator: Simulator) -> Fleet:
+    """Its imports."""
+    return simulator.fleet
+
+
+@pytest.fixture(scope="module")
+def clients(port: int) -> Iterator[Clients]:
+    """Clients that are led to the simulators."""
+    assert port
+    clients = Clients(connections=8, patience=PLENTY)
+    yield clients
+    clients.close()

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Engine, text
 
+from collector.aws.accounts import Accounts
+from collector.aws.asking import Asking
+from collector.clock import utc_now
 from collector.commands.composition import warehouse_of
 from collector.commands.wiring import Polling, polling_of
 from collector.config import Settings, load
@@ -23,6 +26,9 @@ PRESIGNED = (
     "https://images.s3.amazonaws.com/erp.ova?X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20260301"
     "&X-Amz-Signature=0123456789abcdef"
 )
+
+PLENTY = timedelta(seconds=60)
+"""More time than any look needs."""
 
 T = TypeVar("T")
 
@@ -93,3 +99,14 @@ def rows(engine: Engine, query: str, **parameters: Any) -> list[Any]:
     """Return what a query finds."""
     with engine.connect() as connection:
         return list(connection.execute(text(query), parameters))
+
+
+def asking_of(
+    accounts: Accounts,
+    *,
+    now: Callable[[], datetime] = utc_now,
+    limit: timedelta = PLENTY,
+) -> Asking:
+    """Return what asks in the name of the accounts that there are."""
+    accounts.current()
+    return Asking(lambda account_id: accounts.account(account_id).credentials, now=now, limit=limit)

@@ -20,27 +20,11 @@ from collector.domain import Failure, Scan, Target
 from collector.errors import UsageError
 from collector.simulator import Fleet, SimulatedClock, Simulator
 from collector.simulator.faults import Denied, ErrorAnswer, HtmlPage, Latency
-from tests.simulation import ACCOUNT, OTHER_REGION, REGION, eventually, make_simulator, simulated, wire
+from tests.simulation import ACCOUNT, OTHER_REGION, REGION, asking_of, eventually, make_simulator, wire
 
 OTHER, THIRD = "444455556666", "777788889999"
 EXPIRED_KEY = f"ASIA{ACCOUNT}FFFF"
 """A role's key that the simulator never gave out counts as one that has expired."""
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """Where all simulators of this module listen, so that one client, slow to make, serves all tests."""
-    with simulated() as simulator:
-        port = int(simulator.url.rpartition(":")[2])
-        simulator.stop()
-        yield port
-
-
-@pytest.fixture
-def simulator(port: int) -> Iterator[Simulator]:
-    """An EC2 with two Regions, without faults."""
-    with make_simulator(port=port) as simulator:
-        yield simulator
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +70,9 @@ def discovery_of(
 
 def lister_of(clients: Clients, accounts: Accounts, *, limit: float = 60) -> Lister:
     """Return what looks at the accounts that there are."""
-    accounts.current()
-    return Lister(
-        clients,
-        lambda account_id: accounts.account(account_id).credentials,
-        now=never_the_same_twice(utc_now),
-        limit=timedelta(seconds=limit),
-        missing=lambda _: (),
-    )
+    now = never_the_same_twice(utc_now)
+    asking = asking_of(accounts, now=now, limit=timedelta(seconds=limit))
+    return Lister(clients, asking, now=now, missing=lambda _: ())
 
 
 def targets(*account_ids: str, regions: Sequence[str] = (REGION, OTHER_REGION)) -> tuple[Target, ...]:

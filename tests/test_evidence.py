@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from time import monotonic
 from typing import Any
@@ -12,7 +12,6 @@ import pytest
 from collector.aws.accounts import Accounts
 from collector.aws.clients import Clients
 from collector.aws.evidence import LOOKUPS_PER_SECOND, Gatherer, evidence_of_event, evidence_of_image
-from collector.clock import utc_now
 from collector.domain import Evidence, Failure, Target
 from collector.simulator import Fleet, Simulator
 from collector.simulator.faults import (
@@ -25,13 +24,12 @@ from collector.simulator.faults import (
     Throttle,
     TruncatedXml,
 )
-from tests.simulation import ACCOUNT, PRESIGNED, REGION, eventually, make_simulator, simulated
+from tests.simulation import ACCOUNT, PLENTY, PRESIGNED, REGION, asking_of, eventually
 
 TARGET = Target(ACCOUNT, REGION)
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 DISK = {"Format": "VMDK", "UserBucket": {"S3Bucket": "wave-7", "S3Key": "erp.vmdk"}}
-PLENTY = 60.0
 
 Json = dict[str, Any]
 
@@ -351,37 +349,6 @@ def test_times_are_utc() -> None:
 # Gathering
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """Where all simulators of this module listen, so that clients, slow to make, serve all tests."""
-    with simulated() as simulator:
-        port = int(simulator.url.rpartition(":")[2])
-        simulator.stop()
-        yield port
-
-
-@pytest.fixture
-def simulator(port: int) -> Iterator[Simulator]:
-    """A simulated AWS."""
-    with make_simulator(port=port) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def fleet(simulator: Simulator) -> Fleet:
-    """Its imports."""
-    return simulator.fleet
-
-
-@pytest.fixture(scope="module")
-def clients(port: int) -> Iterator[Clients]:
-    """Clients that are led to the simulators."""
-    assert port
-    clients = Clients(connections=8, patience=timedelta(seconds=PLENTY))
-    yield clients
-    clients.close()
-
-
 @pytest.fixture
 def make_gatherer(clients: Clients, simulator: Simulator) -> Callable[..., Gatherer]:
     """Make a gatherer that has ``limit`` seconds for an answer, after its clients were made."""
@@ -391,11 +358,8 @@ def make_gatherer(clients: Clients, simulator: Simulator) -> Callable[..., Gathe
     clients.ec2(REGION)
     clients.cloudtrail(REGION)
 
-    def make(limit: float = PLENTY) -> Gatherer:
-        def credentials_of(account_id: str) -> Any:
-            return accounts.account(account_id).credentials
-
-        return Gatherer(clients, credentials_of, now=utc_now, limit=timedelta(seconds=limit))
+    def make(limit: float = PLENTY.total_seconds()) -> Gatherer:
+        return Gatherer(clients, asking_of(accounts, limit=timedelta(seconds=limit)))
 
     return make
 
@@ -581,7 +545,7 @@ def test_cancelling_ends_what_hangs(gatherer: Gatherer, simulator: Simulator) ->
     thread = threading.Thread(target=lambda: results.append(gatherer.images(TARGET)))
     thread.start()
     eventually(lambda: rule.hits)
-    gatherer.cancel()
+    gatherer.asking.cancel()
     thread.join(10)
     results.append(lookups(gatherer, simulator.fleet))
     assert [one.code for one in results if isinstance(one, Failure)] == ["Cancelled", "Cancelled"]

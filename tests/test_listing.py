@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from collector.aws.accounts import Accounts, RenewableCredentials
+from collector.aws.accounts import Accounts
 from collector.aws.clients import AwsUnavailableError, Clients
 from collector.aws.listing import Lister
 from collector.aws.saved import scan_of_files
@@ -38,68 +38,30 @@ from collector.simulator.faults import (
     TokenCycle,
     TruncatedXml,
 )
-from tests.simulation import ACCOUNT, PRESIGNED, REGION, eventually, make_simulator, simulated, wire
+from tests.simulation import ACCOUNT, PLENTY, PRESIGNED, REGION, asking_of, eventually, wire
 
 TARGET = Target(ACCOUNT, REGION)
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.json"))
 LISTING = "DescribeImportImageTasks"
-PLENTY = 60.0
 
 Look = Callable[..., Scan | Failure]
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """Where all simulators of this module listen, so that one client, slow to make, serves all tests."""
-    with simulated() as simulator:
-        port = int(simulator.url.rpartition(":")[2])
-        simulator.stop()
-        yield port
-
-
-@pytest.fixture
-def simulator(port: int) -> Iterator[Simulator]:
-    """A simulated EC2."""
-    with make_simulator(port=port) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def fleet(simulator: Simulator) -> Fleet:
-    """Its imports."""
-    return simulator.fleet
-
-
-@pytest.fixture(scope="module")
-def clients(port: int) -> Iterator[Clients]:
-    """Clients that are led to the simulators."""
-    assert port
-    clients = Clients(connections=8, patience=timedelta(seconds=PLENTY))
-    yield clients
-    clients.close()
-
-
-def own_credentials(clients: Clients) -> Callable[[str], RenewableCredentials]:
-    """Return what gives the only account's credentials."""
-    accounts = Accounts(clients)
-    accounts.current()
-    return lambda account_id: accounts.account(account_id).credentials
 
 
 @pytest.fixture
 def make_lister(clients: Clients, simulator: Simulator) -> Callable[..., Lister]:
     """Make a lister that has ``limit`` seconds, after its client was made, and misses these ids."""
     assert simulator
-    credentials_of = own_credentials(clients)
+    accounts = Accounts(clients)
+    accounts.current()
     clients.ec2(REGION)
 
-    def make(*missing: str, limit: float = PLENTY) -> Lister:
+    def make(*missing: str, limit: float = PLENTY.total_seconds()) -> Lister:
         def still_missing(scan: Scan) -> Collection[str]:
             return {f"import-ami-{name}" for name in missing} - {task.import_task_id for task in scan.tasks}
 
         now = never_the_same_twice(utc_now)
-        span = timedelta(seconds=limit)
-        return Lister(clients, credentials_of, now=now, limit=span, missing=still_missing)
+        asking = asking_of(accounts, now=now, limit=timedelta(seconds=limit))
+        return Lister(clients, asking, now=now, missing=still_missing)
 
     return make
 
@@ -262,9 +224,7 @@ def test_a_listing_that_nobody_can_judge_is_partial(clients: Clients, fleet: Fle
     def away(_: Scan) -> Collection[str]:
         raise WarehouseError("the database cannot be reached")
 
-    lister = Lister(
-        clients, own_credentials(clients), now=utc_now, limit=timedelta(seconds=PLENTY), missing=away
-    )
+    lister = Lister(clients, asking_of(Accounts(clients)), now=utc_now, missing=away)
     scan = lister.look(TARGET)
     assert names(scan) == ["a"]
     assert isinstance(scan, Scan)
@@ -344,7 +304,7 @@ def test_cancelling_ends_all_looks_at_once_and_for_ever(
         looks = [pool.submit(lister.look, TARGET) for _ in range(4)]
         eventually(lambda: rule.hits >= 4)
         began = monotonic()
-        lister.cancel()
+        lister.asking.cancel()
         assert {failure(future.result(timeout=10)).code for future in looks} == {"Cancelled"}
     assert failure(lister.look(TARGET)).code == "Cancelled"
     assert monotonic() - began < 3

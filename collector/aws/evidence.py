@@ -8,39 +8,25 @@ with ``disks`` (``s3Bucket``, ``s3Key``, ``url``, …), ``licenseConfigurationAr
 """
 
 import json
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
-from collector.aws.accounts import RenewableCredentials, renew_if_refused
-from collector.aws.clients import Clients, acting_as
-from collector.aws.deadline import Deadline, DeadlineExceededError
-from collector.aws.failures import (
-    EndlessListingError,
-    UnusableAnswerError,
-    breaks_listing,
-    code_of,
-    is_transient,
-    message_of,
-)
+from collector.aws.asking import Asker, Asking, Json
+from collector.aws.clients import Clients
+from collector.aws.failures import UnusableAnswerError
 from collector.aws.pace import TokenBucket
-from collector.aws.retrying import attempts
 from collector.aws.transform import canonical_json, storable
 from collector.domain import Evidence, Failure, Target
 from collector.errors import MalformedTaskError
-
-Json = dict[str, Any]
 
 EVENT_NAMES = ("ImportImage", "CancelImportTask")
 LOOKUPS_PER_SECOND = 2.0
 """What AWS allows for ``LookupEvents`` per account and Region."""
 
 IMAGES_ON_A_PAGE, EVENTS_ON_A_PAGE = 500, 50
-MOST_PAGES = 1000
 
 _NAME_OF_IMPORTS = "import-ami-"
 _NAME_OF_SNAPSHOT_IMPORTS = "import-snap-"
@@ -54,36 +40,26 @@ _LONGEST_ID = 500
 class Gatherer:
     """Asks targets for evidence, from any number of threads, but a target from one at a time.
 
-    ``credentials_of`` gives an account's credentials, ``now`` dates failures (UTC), and ``limit`` is the time
-    for one answer, with all its pages: what is not complete by then is a failure as a whole.
+    ``asking`` says in whose name and for how long; an answer that is not complete by then is a failure as a
+    whole.
     """
 
-    def __init__(
-        self,
-        clients: Clients,
-        credentials_of: Callable[[str], RenewableCredentials],
-        *,
-        now: Callable[[], datetime],
-        limit: timedelta,
-    ) -> None:
+    def __init__(self, clients: Clients, asking: Asking) -> None:
         self._clients = clients
-        self._credentials_of = credentials_of
-        self._now = now
-        self._limit = limit
-        self._stopped = threading.Event()
-        self._running: set[Deadline] = set()
+        self.asking = asking
         self._paces: defaultdict[Target, TokenBucket] = defaultdict(TokenBucket)
         self._lookup_paces: defaultdict[Target, TokenBucket] = defaultdict(_pace_of_lookups)
 
     def images(self, target: Target) -> list[Evidence] | Failure:
         """Return one record for each AMI that an import has left, the oldest first."""
 
-        def images(reader: _Reader) -> Iterator[Evidence | None]:
+        def images(asker: Asker) -> list[Evidence]:
             describe = self._clients.ec2(target.region).describe_images
-            for image in reader.read(describe, "Images", **_OWN_IMPORTS, MaxResults=IMAGES_ON_A_PAGE):
-                yield evidence_of_image(target, image)
+            options = {**_OWN_IMPORTS, "MaxResults": IMAGES_ON_A_PAGE}
+            found = _read(asker, describe, "Images", options)
+            return _in_order(evidence_of_image(target, image) for image in found)
 
-        return self._gather(target, "ec2:DescribeImages", self._paces[target], images)
+        return self.asking.ask(target, self._paces[target], images, action="ec2:DescribeImages")
 
     def requests(self, target: Target, since: datetime, until: datetime) -> list[Evidence] | Failure:
         """Return who asked for imports, or for their end, between two instants (both included).
@@ -96,53 +72,15 @@ class Gatherer:
             "MaxResults": EVENTS_ON_A_PAGE,
         }
 
-        def events(reader: _Reader) -> Iterator[Evidence | None]:
+        def requests(asker: Asker) -> list[Evidence]:
             look_up = self._clients.cloudtrail(target.region).lookup_events
+            found: list[Json] = []
             for name in EVENT_NAMES:
                 attribute = {"AttributeKey": "EventName", "AttributeValue": name}
-                for event in reader.read(look_up, "Events", LookupAttributes=[attribute], **span):
-                    yield evidence_of_event(target, event)
+                found += _read(asker, look_up, "Events", {**span, "LookupAttributes": [attribute]})
+            return _in_order(evidence_of_event(target, event) for event in found)
 
-        return self._gather(target, "cloudtrail:LookupEvents", self._lookup_paces[target], events)
-
-    def cancel(self) -> None:
-        """End all questions at once, now and from now on; they fail with the code ``Cancelled``."""
-        self._stopped.set()
-        for deadline in list(self._running):
-            deadline.cancel()
-
-    def _gather(
-        self,
-        target: Target,
-        action: str,
-        pace: TokenBucket,
-        read: Callable[["_Reader"], Iterable[Evidence | None]],
-    ) -> list[Evidence] | Failure:
-        """Read everything, or say why not; nothing is raised."""
-        deadline = Deadline(self._limit.total_seconds())
-        reader = _Reader(deadline, self._stopped, pace)
-        self._running.add(deadline)
-        try:
-            with deadline, acting_as(self._credentials_of(target.account_id)):
-                if self._stopped.is_set():
-                    deadline.cancel()
-                # The same one may come twice while a listing moves between its pages.
-                found = {one.event_id: one for one in read(reader) if one is not None}
-        except Exception as error:  # noqa: BLE001 - one target's fault, whatever it is, must not stop the others
-            return self._failure(target, action, reader, error)
-        finally:
-            self._running.discard(deadline)
-        return sorted(found.values(), key=lambda one: (one.occurred_at, one.event_id))
-
-    def _failure(self, target: Target, action: str, reader: "_Reader", error: Exception) -> Failure:
-        """Say what went wrong: before the time was over, if anything did; else that it was over."""
-        deadline = reader.deadline
-        cause = error if deadline.remaining else reader.last_error or DeadlineExceededError()
-        code = "Cancelled" if deadline.cancelled else code_of(cause)
-        with suppress(KeyError):
-            renew_if_refused(self._credentials_of(target.account_id), code)
-        message = f"{action}: {message_of(cause)}"
-        return Failure(target.account_id, target.region, self._now(), code, message)
+        return self.asking.ask(target, self._lookup_paces[target], requests, action="cloudtrail:LookupEvents")
 
 
 _OWN_IMPORTS = {
@@ -157,59 +95,23 @@ def _pace_of_lookups() -> TokenBucket:
     return TokenBucket(per_second=LOOKUPS_PER_SECOND, burst=1.0)
 
 
-@dataclass(slots=True)
-class _Reader:
-    """Paged requests to one target, paced, and retried within one deadline."""
+def _read(asker: Asker, request: Callable[..., Json], member: str, options: Json) -> list[Json]:
+    """Return what the lists called ``member`` hold, of all pages; a page counts only if the list is in it."""
 
-    deadline: Deadline
-    stopped: threading.Event
-    pace: TokenBucket
-    last_error: Exception | None = field(default=None, init=False)
-
-    def read(self, ask: Callable[..., Json], member: str, **options: Any) -> list[Json]:
-        """Return what the lists called ``member`` hold, of all pages."""
-        for attempt in attempts(breaks_listing, self.deadline, self.stopped.wait):
-            with attempt:
-                found = [item for page in self._pages(ask, member, options) for item in page]
-        return found
-
-    def _pages(self, ask: Callable[..., Json], member: str, options: Json) -> Iterator[list[Json]]:
-        tokens: set[str] = set()
-        while True:
-            answer = self._page(ask, member, options)
-            yield answer[member]
-            token = answer.get("NextToken")
-            if not token:
-                return
-            if token in tokens:
-                raise EndlessListingError("a page token came twice in one listing")
-            tokens.add(token)
-            if len(tokens) >= MOST_PAGES:
-                raise EndlessListingError(f"the listing has more than {MOST_PAGES} pages")
-            options = {**options, "NextToken": token}
-
-    def _page(self, ask: Callable[..., Json], member: str, options: Json) -> Json:
-        for attempt in attempts(is_transient, self.deadline, self.stopped.wait):
-            with attempt:
-                try:
-                    answer = self._answer(ask, member, options)
-                except Exception as error:
-                    if self.deadline.remaining:
-                        self.last_error = error
-                    raise
-        return answer
-
-    def _answer(self, ask: Callable[..., Json], member: str, options: Json) -> Json:
-        if wait := self.pace.take():
-            self.stopped.wait(min(wait, self.deadline.remaining))
-        self.deadline.check()
-        try:
-            answer = ask(**options)
-        finally:
-            self.deadline.release()
+    def understand(answer: Json) -> tuple[list[Json], str | None]:
         if not isinstance(answer.get(member), list):
             raise UnusableAnswerError(f"the answer has no {member}; did a proxy answer for AWS?")
-        return answer
+        return answer[member], answer.get("NextToken")
+
+    return asker.whole(
+        lambda: [item for page in asker.pages(request, understand, **options) for item in page]
+    )
+
+
+def _in_order(pieces: Iterable[Evidence | None]) -> list[Evidence]:
+    """Return evidence by its time, each piece once: it may come twice while a listing moves between pages."""
+    found = {piece.event_id: piece for piece in pieces if piece is not None}
+    return sorted(found.values(), key=lambda piece: (piece.occurred_at, piece.event_id))
 
 
 # An AMI

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from collector.aws.accounts import Accounts, Organization, RenewableCredentials, Role
+from collector.aws.accounts import Accounts, Organization, Role
+from collector.aws.asking import Asking
 from collector.aws.clients import Clients
 from collector.aws.discovery import Discovery
 from collector.aws.evidence import Gatherer
@@ -84,20 +85,19 @@ def polling_of(
     clients = Clients(connections=settings.concurrency, patience=settings.target_deadline)
     leases = Leases(warehouse.direct)
     directory = accounts_of(settings, clients, only=accounts)
-    limit = settings.target_deadline
-
-    def credentials_of(account_id: str) -> RenewableCredentials:
-        return directory.account(account_id).credentials
-
-    lister = Lister(clients, credentials_of, now=now, limit=limit, missing=missing)
-    gatherer = Gatherer(clients, credentials_of, now=now, limit=limit)
+    asking = Asking(
+        lambda account_id: directory.account(account_id).credentials,
+        now=now,
+        limit=settings.target_deadline,
+    )
+    lister = Lister(clients, asking, now=now, missing=missing)
+    gatherer = Gatherer(clients, asking)
     discovery = Discovery(
         directory, regions=settings.regions, exclude=settings.exclude_regions, known=known, now=now
     )
 
     def cancel() -> None:
-        lister.cancel()
-        gatherer.cancel()
+        asking.cancel()
         clients.cancel()
 
     try:
