@@ -19,7 +19,7 @@ from collector.domain import FINISHED_STATUSES, FORGOTTEN_AFTER, Scan, Target
 from collector.outcomes import Effect, Outcome
 from collector.warehouse.bulk import copy_scans
 from collector.warehouse.engine import translated_errors
-from collector.warehouse.merge import merge
+from collector.warehouse.merge import listed_at_the_instant, merge
 from collector.warehouse.targets import lock, register
 
 TARGETS_PER_TRANSACTION = 500
@@ -140,21 +140,10 @@ def _store_changed(connection: Connection, target_id: int, scan: Scan) -> Outcom
     """Merge a scan under a savepoint, so that data which PostgreSQL refuses costs only this scan."""
     try:
         with connection.begin_nested():
-            merged = merge(connection, target_id, scan)
+            return merge(connection, target_id, scan)
     except _REFUSED as error:
         reason = str(getattr(error, "orig", error)).split("\n")[0]
         return Outcome(scan, Effect.REFUSED, refusal=f"{scan.target}: PostgreSQL refuses a value: {reason}")
-    return Outcome(
-        scan,
-        Effect.CHANGED,
-        new_tasks=merged.new_tasks,
-        inserted=merged.inserted,
-        cut=merged.cut,
-        closed=merged.closed,
-        expired=merged.expired,
-        vanished=merged.vanished,
-        examples=merged.examples,
-    )
 
 
 # A list is sent as JSON: the driver takes far longer over an array.
@@ -178,20 +167,14 @@ _SELECT_SAME_AS_LAST = text("""
 """)
 
 # As of the scan's instant: after the clock was set back, the newest tiles do not know what is new.
-_SELECT_PERHAPS_LISTED = text("""
+_SELECT_PERHAPS_LISTED = text(f"""
     SELECT k.import_task_id
     FROM vm_import.targets t
-    CROSS JOIN LATERAL (
-        SELECT task_id, status FROM vm_import.task_versions
-        WHERE target_id = t.target_id AND listed AND valid_to IS NULL AND valid_from <= :observed_at
-        UNION ALL
-        SELECT task_id, status FROM vm_import.task_versions
-        WHERE target_id = t.target_id AND listed AND valid_to > :observed_at AND valid_from <= :observed_at
-    ) v
+    CROSS JOIN LATERAL ({listed_at_the_instant("t.target_id")}) v
     JOIN vm_import.tasks k ON k.task_id = v.task_id
     WHERE t.account_id = :account_id AND t.region = :region
       AND (coalesce(v.status, '') <> ALL (CAST(:finished AS text[])) OR EXISTS (
         SELECT FROM vm_import.scans s
         WHERE s.target_id = t.target_id AND s.observed_at > :forgotten_since
           AND (s.complete OR v.task_id = ANY (s.seen))))
-""")
+""")  # noqa: S608 - our own fragment

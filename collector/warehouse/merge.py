@@ -6,7 +6,6 @@ the ids and hashes that were listed at the instant.
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import NamedTuple
@@ -14,23 +13,10 @@ from typing import NamedTuple
 from sqlalchemy import Connection, TextClause, text
 
 from collector.domain import FINISHED_STATUSES, ImportTask, Scan
+from collector.outcomes import Effect, Outcome
 from collector.warehouse.bulk import copy_children, copy_scans, copy_versions
 from collector.warehouse.tables import STATE
 from collector.warehouse.tiles import Changes, Surroundings
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """How many tasks, versions and disappearances a scan brought; see ``history.Outcome``."""
-
-    new_tasks: int
-    inserted: int
-    cut: int
-    closed: int
-    expired: int
-    vanished: int
-    examples: tuple[str, ...]
-
 
 _EXAMPLES = 3
 
@@ -43,7 +29,7 @@ class _Known(NamedTuple):
     status: str | None
 
 
-def merge(connection: Connection, target_id: int, scan: Scan) -> Merged:
+def merge(connection: Connection, target_id: int, scan: Scan) -> Outcome:
     """Record a scan that is neither stored yet nor equal to the one before it."""
     known, new = _known_tasks(connection, target_id, scan)
     observed = {known[task.import_task_id].task_id: task for task in scan.tasks}
@@ -63,7 +49,9 @@ def merge(connection: Connection, target_id: int, scan: Scan) -> Merged:
     copy_scans(connection, {target_id: scan}, None if scan.complete else sorted(observed))
     expired = sum(k.status in FINISHED_STATUSES for k in gone)
     cut = sum(source is not None for _, source in changes.restore)
-    return Merged(
+    return Outcome(
+        scan,
+        Effect.CHANGED,
         new_tasks=len(new),
         inserted=len(changes.insert),
         cut=cut,
@@ -174,18 +162,26 @@ def _move(
     connection.execute(statement, parameters)
 
 
-# Each half has an index of its own: what is listed now, and what was.
-_SELECT_LISTED = text("""
-    SELECT k.import_task_id, v.task_id, v.content_hash, v.status
-    FROM (
-        SELECT task_id, content_hash, status FROM vm_import.task_versions
-        WHERE target_id = :target_id AND listed AND valid_to IS NULL AND valid_from <= :observed_at
+def listed_at_the_instant(target_id: str) -> str:
+    """SQL for the versions of a target that were listed at ``:observed_at``.
+
+    Each half has an index of its own: what is listed now, and what was.
+    """
+    versions = "SELECT task_id, content_hash, status FROM vm_import.task_versions"
+    return f"""
+        {versions}
+        WHERE target_id = {target_id} AND listed AND valid_to IS NULL AND valid_from <= :observed_at
         UNION ALL
-        SELECT task_id, content_hash, status FROM vm_import.task_versions
-        WHERE target_id = :target_id AND listed AND valid_to > :observed_at AND valid_from <= :observed_at
-    ) v
+        {versions}
+        WHERE target_id = {target_id} AND listed AND valid_to > :observed_at AND valid_from <= :observed_at
+    """
+
+
+_SELECT_LISTED = text(f"""
+    SELECT k.import_task_id, v.task_id, v.content_hash, v.status
+    FROM ({listed_at_the_instant(":target_id")}) v
     JOIN vm_import.tasks k ON k.task_id = v.task_id
-""")
+""")  # noqa: S608 - our own fragment
 
 # A list is sent as JSON: the driver takes far longer over an array.
 _IDENTIFY = text("""
