@@ -38,7 +38,10 @@ class Outcome:
 
 @dataclass(slots=True)
 class Tally:
-    """What a number of scans, failures and pieces of evidence amounted to; see ``Outcome`` for the counts."""
+    """What a number of scans, failures and pieces of evidence amounted to; see ``Outcome`` for the counts.
+
+    ``not_loaded`` are saved files that could not be understood, a line each.
+    """
 
     scans: int = 0
     unchanged: int = 0
@@ -53,6 +56,7 @@ class Tally:
     known_events: int = 0
     refused: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    not_loaded: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         """Count one scan's outcome."""
@@ -71,7 +75,7 @@ class Tally:
 
     @property
     def exit_code(self) -> int:
-        """0 all well; 3 some targets failed and the rest is stored; 1 nothing went well."""
-        if not (self.refused or self.failures):
+        """0 all well; 3 some targets or files failed and the rest is stored; 1 nothing went well."""
+        if not (self.refused or self.failures or self.not_loaded):
             return 0
         return 3 if self.scans or self.events or self.known_events else 1

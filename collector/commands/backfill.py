@@ -60,7 +60,7 @@ def from_sources(
             job.gather_images()
         if "cloudtrail" in sources:
             job.gather_requests()
-    return report.exit_code
+    return report.tally.exit_code
 
 
 def from_spool(settings: Settings, *, dry_run: bool, as_json: bool) -> int:

@@ -34,14 +34,14 @@ def from_files(
     others are loaded. A dry run takes a target's scans together, because each changes what the next one does.
     """
     report = Report(dry_run=dry_run, as_json=as_json)
-    report.faults += faults
-    scans = _scans(files, complete=complete, faults=report.faults)
+    report.tally.not_loaded += faults
+    scans = _scans(files, complete=complete, faults=report.tally.not_loaded)
     with report.reported():
         skipped, first = _first_loadable(scans)
         if first is None:
-            return report.exit_code
+            return report.tally.exit_code
         _load(settings, chain([(skipped, first)], scans), len(files), report)
-    return report.exit_code
+    return report.tally.exit_code
 
 
 def _first_loadable(scans: Iterable[tuple[int, Scan | None]]) -> tuple[int, Scan | None]:

@@ -24,7 +24,6 @@ class Report:
     def __init__(self, *, dry_run: bool, as_json: bool) -> None:
         self.tally = Tally()
         self.dry_run = dry_run
-        self.faults: list[str] = []
         self._as_json = as_json
 
     @contextmanager
@@ -48,13 +47,6 @@ class Report:
             ) from None
         self._tell_faults()
         self._print_json(None) if self._as_json else self._print_summary()
-
-    @property
-    def exit_code(self) -> int:
-        """0 all well; 3 something failed and the rest is stored; 1 nothing went well."""
-        if not self.faults:
-            return self.tally.exit_code
-        return 3 if self.tally.scans or self.tally.events or self.tally.known_events else 1
 
     def tell(self, outcome: Outcome) -> None:
         """Say what a scan would do."""
@@ -84,7 +76,7 @@ class Report:
             typer.echo(f"    {piece.event_name} of {of}, {piece.occurred_at:%Y-%m-%dT%H:%M:%SZ}")
 
     def _tell_faults(self) -> None:
-        for fault in self.faults:
+        for fault in self.tally.not_loaded:
             typer.echo(f"not loaded: {fault}", err=True)
         for failure in self.tally.failures:
             typer.echo(f"failed: {failure}", err=True)
@@ -92,7 +84,7 @@ class Report:
             typer.echo(f"refused: {refusal}", err=True)
 
     def _print_json(self, error: str | None) -> None:
-        summary = {"dry_run": self.dry_run, **asdict(self.tally), "not_loaded": self.faults, "error": error}
+        summary = {"dry_run": self.dry_run, **asdict(self.tally), "error": error}
         typer.echo(json.dumps(summary, default=str))
 
     def _print_summary(self) -> None:
