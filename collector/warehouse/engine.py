@@ -82,7 +82,8 @@ class PatientConnection(psycopg.Connection[Any]):
                 if not ready and seconds is not None and monotonic() - began > seconds:
                     self.pgconn.finish()  # what it still answers is of no use to anybody
                     raise psycopg.OperationalError(f"the server did not answer for {seconds:g} s")
-                wanted = gen.send(Ready(ready))
+                # After Ctrl-C psycopg goes on with nothing at all, which stands for nothing ready.
+                wanted = gen.send(Ready(ready or 0))
         except StopIteration as end:
             answer: T = end.value
             return answer
