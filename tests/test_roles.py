@@ -19,6 +19,7 @@ from collector.domain import Failure, Scan
 from collector.errors import WarehouseError
 from collector.warehouse import history, schema
 from collector.warehouse.engine import connect_to_url, make_engine
+from collector.warehouse.probes import missing_rights
 from collector.warehouse.recording import record
 from tests.conftest import create_database, drop_database
 from tests.factories import TARGET, at, numbered, scan, stored
@@ -353,6 +354,19 @@ def test_a_reader_writes_nothing(granted_url: str, reader_url: str) -> None:
     statements += ["UPDATE vm_import.task_versions SET valid_to = NULL", "CREATE TABLE vm_import.mine ()"]
     assert len(tables) > 8
     assert _allowed(reader_url, statements) == []
+
+
+def test_the_check_asks_for_every_table_that_the_writer_adds_to(granted_url: str, reader_url: str) -> None:
+    """What a reader lacks is all that the script grants, so neither forgets what the other knows."""
+    reader = make_engine(connect_to_url(reader_url))
+    missing = missing_rights(reader)
+    reader.dispose()
+    with psycopg.connect(granted_url) as connection:
+        granted = connection.execute(
+            "SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'vm_import'::regnamespace"
+            " AND c.relkind = 'r' AND has_table_privilege('collector_writer', c.oid, 'INSERT')"
+        ).fetchall()
+    assert {lacking.rpartition(" ")[2] for lacking in missing or ()} == {name for (name,) in granted}
 
 
 def test_what_a_later_migration_makes_is_readable(granted_url: str, reader_url: str) -> None:

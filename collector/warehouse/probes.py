@@ -120,6 +120,8 @@ _MISSING = text("""
         ('snapshot_details', 'SELECT, INSERT', '{}'),
         ('tags', 'SELECT, INSERT', '{}'),
         ('license_specifications', 'SELECT, INSERT', '{}'),
+        ('task_events', 'SELECT, INSERT', '{}'),
+        ('event_scans', 'SELECT, INSERT', '{}'),
         ('alembic_version', 'SELECT', '{}')
     ), single AS (
         SELECT c.oid, n.name, one.privilege, n.columns
