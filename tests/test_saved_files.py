@@ -147,6 +147,14 @@ def test_an_impossible_instant_in_a_path_is_named(name: str, fault: str) -> None
     assert (len(placed), faults) == (1, [fault])
 
 
+def test_a_region_that_a_path_makes_up_is_named() -> None:
+    """With the file that says so; the other files are placed."""
+    names = [f"111122223333/{region}/2026-03-01T101500Z.json" for region in ("eu-west-9", "eu-west-1")]
+    placed, faults = place_files(names, Place(), PathPattern(EXAMPLE), known_regions)
+    assert [file.name for file in placed] == names[1:]
+    assert faults == [f"{names[0]}: no Region is called 'eu-west-9', as its path says"]
+
+
 def test_a_file_without_an_instant_is_refused() -> None:
     """Its own time is reset by any copy."""
     placed, (fault,) = place_files(["a", "b"], Place("111122223333", "eu-west-1"), None, known_regions)

@@ -154,7 +154,7 @@ def place_files(
     regions = set(known_regions())
     for name in names:
         try:
-            place = _place(name, flags, pattern)
+            place = _place(name, flags, pattern, regions)
         except ValueError as error:
             faults[f"{name}: {error}"] = None
             continue
@@ -165,12 +165,14 @@ def place_files(
     return placed, list(faults)
 
 
-def _place(name: str, flags: Place, pattern: PathPattern | None) -> Place:
+def _place(name: str, flags: Place, pattern: PathPattern | None, regions: Collection[str]) -> Place:
     if pattern is None:
         return flags
     told = pattern.place(name)
     if told is None:
         raise ValueError("its path does not fit --path-pattern")
+    if told.region is not None and told.region not in regions:
+        raise ValueError(f"no Region is called {told.region!r}, as its path says")
     return Place(
         told.account_id or flags.account_id,
         told.region or flags.region,
