@@ -159,7 +159,12 @@ class Loader:
 
     def _store_batch(self, batch: Sequence[Look]) -> None:
         began = self._since = monotonic()
-        tally = self._store(batch)
+        try:
+            tally = self._store(batch)
+        except CollectorError:
+            raise
+        except Exception as error:  # whatever it is: a look that cannot be stored must not hold up the others
+            raise CollectorError(f"unexpected: {error!r}") from error
         self._told(tally, monotonic() - began)
 
     def _store_singly(self, batch: list[Look], error: CollectorError) -> list[Look]:

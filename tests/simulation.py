@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from collector.aws.accounts import Accounts
 from collector.aws.asking import Asking
+from collector.aws.deadline import Deadlines
 from collector.clock import utc_now
 from collector.commands.composition import warehouse_of
 from collector.commands.wiring import Polling, polling_of
@@ -106,7 +107,13 @@ def asking_of(
     *,
     now: Callable[[], datetime] = utc_now,
     limit: timedelta = PLENTY,
+    deadlines: Deadlines | None = None,
 ) -> Asking:
     """Return what asks in the name of the accounts that there are."""
     accounts.current()
-    return Asking(lambda account_id: accounts.account(account_id).credentials, now=now, limit=limit)
+    return Asking(
+        lambda account_id: accounts.account(account_id).credentials,
+        deadlines=deadlines or Deadlines(),
+        now=now,
+        limit=limit,
+    )

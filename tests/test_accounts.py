@@ -175,6 +175,14 @@ def test_an_own_account_that_nobody_tells(simulator: Simulator, fault: Any) -> N
     assert raised.value.code == ("AccessDenied" if isinstance(fault, Denied) else "UnusableAnswer")
 
 
+@pytest.mark.parametrize("answer", [{}, {"Regions": [{}]}, {"Regions": None}], ids=repr)
+def test_an_answer_that_lacks_what_it_is_asked_for(clients: Clients, answer: dict[str, Any]) -> None:
+    """It is no answer of AWS's, and a failure of that account like any other."""
+    with pytest.raises(AwsUnavailableError, match=r"^which Regions: UnusableAnswer: ") as raised:
+        clients.ask(lambda: [region["RegionName"] for region in answer["Regions"]], "which Regions")
+    assert raised.value.code == "UnusableAnswer"
+
+
 # Which targets there are
 
 

@@ -545,7 +545,7 @@ def test_cancelling_ends_what_hangs(gatherer: Gatherer, simulator: Simulator) ->
     thread = threading.Thread(target=lambda: results.append(gatherer.images(TARGET)))
     thread.start()
     eventually(lambda: rule.hits)
-    gatherer.asking.cancel()
+    gatherer.asking.deadlines.end()
     thread.join(10)
     results.append(lookups(gatherer, simulator.fleet))
     assert [one.code for one in results if isinstance(one, Failure)] == ["Cancelled", "Cancelled"]

@@ -304,7 +304,7 @@ def test_cancelling_ends_all_looks_at_once_and_for_ever(
         looks = [pool.submit(lister.look, TARGET) for _ in range(4)]
         eventually(lambda: rule.hits >= 4)
         began = monotonic()
-        lister.asking.cancel()
+        lister.asking.deadlines.end()
         assert {failure(future.result(timeout=10)).code for future in looks} == {"Cancelled"}
     assert failure(lister.look(TARGET)).code == "Cancelled"
     assert monotonic() - began < 3

@@ -251,6 +251,17 @@ def test_a_look_that_the_database_chokes_on_does_not_hold_up_others(stand: Stand
     assert stand.loader.trouble is None
 
 
+def test_a_look_that_nobody_foresaw_does_not_hold_up_others(stand: Stand) -> None:
+    """Whatever is raised for it: here text that the driver cannot encode."""
+    odd = Failure(OTHER.account_id, OTHER.region, at(0), "Odd", "bad \ud800 text")
+    stand.spool.append([odd, scan(1)])
+    stand.has_stored(1)
+    eventually(lambda: stand.waiting == [odd])
+    stand.loader.put([scan(2)])
+    stand.has_stored(2)
+    assert stand.loader.trouble is None
+
+
 def test_many_looks_that_choke_do_not_hold_up_what_waits_behind_them(stand: Stand) -> None:
     """More of one target than fit into a batch, and older than all others; new ones are stored as ever."""
     refuse(stand.engine, OTHER)

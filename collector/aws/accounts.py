@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from botocore.credentials import DeferredRefreshableCredentials
 from botocore.exceptions import BotoCoreError, NoCredentialsError
@@ -17,7 +17,10 @@ from botocore.exceptions import BotoCoreError, NoCredentialsError
 from collector.aws import deadline
 from collector.aws.clients import AwsUnavailableError, Clients, Credentials, acting_as, new_session
 from collector.aws.failures import EndlessListingError, UnusableAnswerError
+from collector.aws.pages import every_page
 from collector.errors import UsageError
+
+T = TypeVar("T")
 
 SESSION_NAME = "vm-import-collector"
 """What CloudTrail of an account calls whoever assumed its role."""
@@ -178,10 +181,10 @@ class Accounts:
             AwsUnavailableError: nobody answers, or the credentials are not accepted.
         """
         if self._caller is None:
-            _make(self._clients.sts)
             self._caller = self._ask(
-                lambda: self._clients.sts().get_caller_identity(),
-                "Arn",
+                self._own,
+                self._clients.sts,
+                lambda sts: str(sts.get_caller_identity()["Arn"]),
                 "AWS does not say whose credentials these are"
                 f" (sts:GetCallerIdentity in {self._clients.home})",
             )
@@ -233,26 +236,29 @@ class Accounts:
             AwsUnavailableError: EC2 does not say.
         """
         home = self._clients.home
-        _make(lambda: self._clients.ec2(home))
-        with acting_as(account.credentials):
-            try:
-                regions = self._clients.ask(
-                    lambda: self._clients.ec2(home).describe_regions(),
-                    "Regions",
-                    f"EC2 does not say which Regions are enabled in account {account.account_id}"
-                    f" (ec2:DescribeRegions in {home}; or name them in `regions`)",
-                )
-            except AwsUnavailableError as error:
-                renew_if_refused(account.credentials, error.code)
-                raise
-        return sorted(region["RegionName"] for region in regions)
+        return self._ask(
+            account.credentials,
+            lambda: self._clients.ec2(home),
+            lambda ec2: sorted(str(one["RegionName"]) for one in ec2.describe_regions()["Regions"]),
+            f"EC2 does not say which Regions are enabled in account {account.account_id}"
+            f" (ec2:DescribeRegions in {home}; or name them in `regions`)",
+        )
 
-    def _ask(self, question: Callable[[], dict[str, Any]], member: str, what: str) -> Any:
-        with acting_as(self._own):
+    def _ask(
+        self,
+        credentials: RenewableCredentials,
+        client: Callable[[], Any],
+        question: Callable[[Any], T],
+        what: str,
+    ) -> T:
+        """Ask a client in the name of these credentials, which are made anew if AWS no longer takes them."""
+        with suppress(BotoCoreError):  # the question will tell
+            client()  # takes long when it is made, and is to be there before the time of the question begins
+        with acting_as(credentials):
             try:
-                return self._clients.ask(question, member, what)
+                return self._clients.ask(lambda: question(client()), what)
             except AwsUnavailableError as error:
-                renew_if_refused(self._own, error.code)
+                renew_if_refused(credentials, error.code)
                 raise
 
     def _accounts(self, roles: Sequence[Role]) -> dict[str, Account]:
@@ -313,26 +319,18 @@ class Accounts:
 
     def _organization_roles(self) -> list[Role]:
         """Return a role in each active account of the organization; the caller's own needs none."""
-        active: list[str] = []
-        tokens: list[str] = []
-        while True:
-            answer = self._organization_page({"NextToken": tokens[-1]} if tokens else {})
-            active += [one["Id"] for one in answer["Accounts"] if _is_active(one)]
-            token = answer.get("NextToken")
-            if not token:
-                return self._roles_in(dict.fromkeys(active))  # one may move between pages
-            if token in tokens:
-                raise AwsUnavailableError(f"{_NO_LIST}: a page token came twice", EndlessListingError.code)
-            tokens.append(token)
+        try:
+            active = [account_id for page in every_page(self._organization_page) for account_id in page]
+        except EndlessListingError as error:
+            raise AwsUnavailableError(_NO_LIST, error.code, str(error)) from error
+        return self._roles_in(dict.fromkeys(active))  # one may move between pages
 
-    def _organization_page(self, token: dict[str, str]) -> dict[str, Any]:
-        def question() -> dict[str, Any]:
-            answer: dict[str, Any] = self._clients.organizations().list_accounts(**token)
-            return {"page": answer} if "Accounts" in answer else {}
+    def _organization_page(self, token: dict[str, str]) -> tuple[list[str], str | None]:
+        def active(organizations: Any) -> tuple[list[str], str | None]:
+            answer = organizations.list_accounts(**token)
+            return [str(one["Id"]) for one in answer["Accounts"] if _is_active(one)], answer.get("NextToken")
 
-        _make(self._clients.organizations)
-        page: dict[str, Any] = self._ask(question, "page", _NO_LIST)
-        return page
+        return self._ask(self._own, self._clients.organizations, active, _NO_LIST)
 
     def _roles_in(self, account_ids: Collection[str]) -> list[Role]:
         assert self._organization is not None  # noqa: S101 - for the type checker
@@ -349,12 +347,6 @@ def renew_if_refused(credentials: RenewableCredentials, code: str) -> None:
     """Make credentials anew when this error code says that AWS no longer takes them."""
     if code in NO_LONGER_TAKEN:
         credentials.renew()
-
-
-def _make(client: Callable[[], Any]) -> None:
-    """Make a client, which takes long, before the time of a question begins; that tells what is wrong."""
-    with suppress(BotoCoreError):
-        client()
 
 
 def _is_active(account: dict[str, Any]) -> bool:

@@ -3,7 +3,6 @@
 What is asked, and what the answers mean, is ``listing``'s and ``evidence``'s.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -11,13 +10,12 @@ from typing import Any, TypeVar
 
 from collector.aws.accounts import RenewableCredentials, renew_if_refused
 from collector.aws.clients import acting_as
-from collector.aws.deadline import Deadline, DeadlineExceededError
-from collector.aws.failures import EndlessListingError, breaks_listing, code_of, is_transient, message_of
+from collector.aws.deadline import Deadline, DeadlineExceededError, Deadlines
+from collector.aws.failures import breaks_listing, code_of, is_transient, message_of
 from collector.aws.pace import TokenBucket
+from collector.aws.pages import every_page
 from collector.aws.retrying import attempts
 from collector.domain import Failure, Target
-
-MOST_PAGES = 1000
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -29,48 +27,38 @@ Understand = Callable[[Json], tuple[list[T], str | None]]
 class Asking:
     """Asks targets, from any number of threads.
 
-    ``credentials_of`` gives an account's credentials, ``now`` dates failures (UTC), and ``limit`` is the time
-    for all that one target is asked at a time.
+    ``credentials_of`` gives an account's credentials, ``deadlines`` can end everything, ``now`` dates
+    failures (UTC), and ``limit`` is the time for all that one target is asked at a time.
     """
 
     def __init__(
         self,
         credentials_of: Callable[[str], RenewableCredentials],
         *,
+        deadlines: Deadlines,
         now: Callable[[], datetime],
         limit: timedelta,
     ) -> None:
         self._credentials_of = credentials_of
+        self.deadlines = deadlines
         self._now = now
         self._limit = limit
-        self._stopped = threading.Event()
-        self._running: set[Deadline] = set()
 
     def ask(
         self, target: Target, pace: TokenBucket, work: Callable[["Asker"], T], *, action: str = ""
     ) -> T | Failure:
         """Return what ``work`` returns. Whatever goes wrong is the value returned; nothing is raised.
 
-        ``action`` says in a failure's message what was asked, where that is not plain.
+        ``action`` says in a failure's message what was asked, where that is not plain. What is ended before
+        its time fails with the code ``Cancelled``.
         """
-        deadline = Deadline(self._limit.total_seconds())
-        asker = Asker(deadline, self._stopped, pace)
-        self._running.add(deadline)
-        try:
-            with deadline, acting_as(self._credentials_of(target.account_id)):
-                if self._stopped.is_set():
-                    deadline.cancel()
-                return work(asker)
-        except Exception as error:  # noqa: BLE001 - one target's fault, whatever it is, must not stop the others
-            return self._failure(target, asker, error, action)
-        finally:
-            self._running.discard(deadline)
-
-    def cancel(self) -> None:
-        """End everything at once, now and from now on; it fails with the code ``Cancelled``."""
-        self._stopped.set()
-        for deadline in list(self._running):
-            deadline.cancel()
+        with self.deadlines.limit(self._limit.total_seconds()) as deadline:
+            asker = Asker(deadline, self.deadlines.pause, pace)
+            try:
+                with acting_as(self._credentials_of(target.account_id)):
+                    return work(asker)
+            except Exception as error:  # noqa: BLE001 - one target's fault, whatever it is, must not stop others
+                return self._failure(target, asker, error, action)
 
     def _failure(self, target: Target, asker: "Asker", error: Exception, action: str) -> Failure:
         """Say what went wrong: before the time was over, if anything did; else that it was over."""
@@ -86,15 +74,15 @@ class Asking:
 class Asker:
     """The requests of one question, paced, and retried within its deadline."""
 
-    def __init__(self, deadline: Deadline, stopped: threading.Event, pace: TokenBucket) -> None:
+    def __init__(self, deadline: Deadline, pause: Callable[[float], None], pace: TokenBucket) -> None:
         self.deadline = deadline
         self.last_error: Exception | None = None
-        self._stopped = stopped
+        self._pause = pause
         self._pace = pace
 
     def whole(self, read: Callable[[], T]) -> T:
         """Return what is read from the first page to the last, begun anew where a page breaks the listing."""
-        for attempt in attempts(breaks_listing, self.deadline, self._stopped.wait):
+        for attempt in attempts(breaks_listing, self.deadline, self._pause):
             with attempt:
                 found = read()
         return found
@@ -103,24 +91,13 @@ class Asker:
         self, request: Callable[..., Json], understand: Understand[T], **options: Any
     ) -> Iterator[list[T]]:
         """Yield the items of every page, as ``understand`` finds them in the answers."""
-        tokens: set[str] = set()
-        while True:
-            items, token = self.page(request, understand, **options)
-            yield items
-            if not token:
-                return
-            if token in tokens:
-                raise EndlessListingError("a page token came twice in one listing")
-            tokens.add(token)
-            if len(tokens) >= MOST_PAGES:
-                raise EndlessListingError(f"the listing has more than {MOST_PAGES} pages")
-            options["NextToken"] = token
+        return every_page(lambda token: self.page(request, understand, **options, **token))
 
     def page(
         self, request: Callable[..., Json], understand: Understand[T], **options: Any
     ) -> tuple[list[T], str | None]:
         """Return one page, asking again while that may help."""
-        for attempt in attempts(is_transient, self.deadline, self._stopped.wait):
+        for attempt in attempts(is_transient, self.deadline, self._pause):
             with attempt:
                 try:
                     page = understand(self._answer(request, options))
@@ -132,7 +109,7 @@ class Asker:
 
     def _answer(self, request: Callable[..., Json], options: Json) -> Json:
         if wait := self._pace.take():
-            self._stopped.wait(min(wait, self.deadline.remaining))
+            self._pause(min(wait, self.deadline.remaining))
         self.deadline.check()
         try:
             return request(**options)

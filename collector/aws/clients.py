@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -37,15 +37,21 @@ _UNANSWERED = (
     deadline.DeadlineExceededError,
 )
 
+T = TypeVar("T")
+
 _acting_as: ContextVar["Credentials"] = ContextVar("acting_as")
 
 
 class AwsUnavailableError(CollectorError):
-    """An account cannot be asked: credentials, permissions or the network. ``code`` is the cause's."""
+    """An account cannot be asked: credentials, permissions or the network.
 
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
+    ``code`` and ``reason`` are the cause's own, without what was asked.
+    """
+
+    def __init__(self, what: str, code: str, reason: str) -> None:
+        super().__init__(f"{what}: {code}: {reason}")
         self.code = code
+        self.reason = reason
 
 
 class Credentials(Protocol):
@@ -69,9 +75,12 @@ class Clients:
     """Clients of one session; ``connections`` bounds each one's pool.
 
     ``patience`` bounds one wait for a connection or for bytes; the deadline of a look bounds the rest.
+    ``deadlines`` can end all questions.
     """
 
-    def __init__(self, *, connections: int, patience: timedelta) -> None:
+    def __init__(
+        self, *, connections: int, patience: timedelta, deadlines: deadline.Deadlines | None = None
+    ) -> None:
         deadline.install()
         seconds = patience.total_seconds()
         self._patience = min(_ANSWER_TIMEOUT, seconds)
@@ -86,8 +95,7 @@ class Clients:
         )
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, str], Any] = {}
-        self._questions: set[deadline.Deadline] = set()
-        self._cancelled = False
+        self._deadlines = deadlines or deadline.Deadlines()
         self._session = new_session()
         self.home = self._session.region_name or _HOME_REGION
 
@@ -107,8 +115,8 @@ class Clients:
         """Return the client of AWS Organizations."""
         return self._client("organizations", self.home)
 
-    def ask(self, question: Callable[[], dict[str, Any]], member: str, what: str) -> Any:
-        """Return a member of the answer, asking again within one deadline while that may help.
+    def ask(self, question: Callable[[], T], what: str) -> T:
+        """Return what a question finds in its answer, asking again within one deadline while that may help.
 
         ``what`` says in an error what AWS did not answer, and which action that is.
 
@@ -116,21 +124,13 @@ class Clients:
             AwsUnavailableError: there was no answer, or it is not AWS's.
         """
         try:
-            with self._limit() as limit:
-                for attempt in attempts(lambda error: is_transient(error) or breaks_listing(error), limit):
+            with self._deadlines.limit(self._patience) as limit:
+                for attempt in attempts(_may_help, limit, self._deadlines.pause):
                     with attempt:
-                        answer = self._answer(question, member, limit)
+                        answer = _answer(question, limit)
         except _UNANSWERED as error:
-            raise AwsUnavailableError(
-                f"{what}: {code_of(error)}: {message_of(error)}", code_of(error)
-            ) from error
+            raise AwsUnavailableError(what, code_of(error), message_of(error)) from error
         return answer
-
-    def cancel(self) -> None:
-        """End all questions at once, now and from now on."""
-        self._cancelled = True
-        for limit in list(self._questions):
-            limit.cancel()
 
     def close(self) -> None:
         """Close every connection."""
@@ -147,29 +147,20 @@ class Clients:
                 self._clients[service, region] = client
             return self._clients[service, region]
 
-    @contextmanager
-    def _limit(self) -> Iterator[deadline.Deadline]:
-        with deadline.Deadline(self._patience) as limit:
-            self._questions.add(limit)
-            try:
-                if self._cancelled:
-                    limit.cancel()
-                yield limit
-            finally:
-                self._questions.discard(limit)
 
-    @staticmethod
-    def _answer(question: Callable[[], dict[str, Any]], member: str, limit: deadline.Deadline) -> Any:
-        limit.check()
-        try:
-            answer = question()
-        except KeyError:  # botocore's, of an STS answer that is XML, but a proxy's
-            answer = {}
-        finally:
-            limit.release()
-        if member not in answer:
-            raise UnusableAnswerError(f"the answer names no {member}; did a proxy answer for AWS?")
-        return answer[member]
+def _may_help(error: BaseException) -> bool:
+    """Whether it may help to ask the same again."""
+    return is_transient(error) or breaks_listing(error)
+
+
+def _answer(question: Callable[[], T], limit: deadline.Deadline) -> T:
+    limit.check()
+    try:
+        return question()
+    except (KeyError, TypeError) as error:  # ours, or botocore's of an STS answer that is XML, but a proxy's
+        raise UnusableAnswerError(f"the answer lacks {error}; did a proxy answer for AWS?") from error
+    finally:
+        limit.release()
 
 
 def new_session() -> boto3.Session:
@@ -181,7 +172,7 @@ def new_session() -> boto3.Session:
     try:
         return boto3.Session()
     except BotoCoreError as error:
-        raise AwsUnavailableError(f"AWS configuration: {message_of(error)}", code_of(error)) from error
+        raise AwsUnavailableError("AWS configuration", code_of(error), message_of(error)) from error
 
 
 def known_regions() -> Collection[str]:

@@ -84,6 +84,36 @@ class Deadline:
                     self._socket.shutdown(socket.SHUT_RDWR)
 
 
+class Deadlines:
+    """Deadlines that can all be ended at once, from any thread, now and from now on."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._running: set[Deadline] = set()
+
+    @contextmanager
+    def limit(self, seconds: float) -> Iterator[Deadline]:
+        """Limit what runs in this thread inside ``with``."""
+        with Deadline(seconds) as deadline:
+            self._running.add(deadline)
+            try:
+                if self._ended.is_set():
+                    deadline.cancel()
+                yield deadline
+            finally:
+                self._running.discard(deadline)
+
+    def pause(self, seconds: float) -> None:
+        """Wait for so many seconds, or until the end."""
+        self._ended.wait(seconds)
+
+    def end(self) -> None:
+        """End them all."""
+        self._ended.set()
+        for deadline in list(self._running):
+            deadline.cancel()
+
+
 def current() -> Deadline | None:
     """Return the deadline that this thread has, if any."""
     return _current.get(None)

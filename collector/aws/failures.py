@@ -18,6 +18,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from collector.aws.deadline import DeadlineExceededError
+from collector.aws.transform import storable
 from collector.errors import MalformedTaskError
 from collector.redaction import redacted
 
@@ -54,7 +55,7 @@ class EndlessListingError(Exception):
 def code_of(error: BaseException) -> str:
     """Return AWS's error code, or a name of ours for what is not AWS's error."""
     if isinstance(error, ClientError):
-        return str(error.response.get("Error", {}).get("Code", "Unknown"))
+        return storable(str(error.response.get("Error", {}).get("Code", ""))) or "Unknown"
     if isinstance(error, DeadlineExceededError):
         return "DeadlineExceeded"
     if isinstance(error, ResponseParserError):
@@ -79,7 +80,7 @@ def message_of(error: BaseException) -> str:
             text = str(error)
         case _:
             text = f"unexpected: {error}"
-    text = redacted(" ".join(text.split()))
+    text = redacted(storable(" ".join(text.split())) or "no message")
     return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
 
 

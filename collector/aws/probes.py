@@ -15,7 +15,7 @@ from botocore.parsers import ResponseParserError
 from collector.aws import deadline
 from collector.aws.accounts import Account, Accounts
 from collector.aws.clients import AwsUnavailableError, Clients, acting_as
-from collector.aws.failures import code_of
+from collector.aws.failures import UnusableAnswerError, code_of
 
 ALLOWED = "DryRunOperation"
 
@@ -57,12 +57,7 @@ class Probes:
 
     def credentials(self, account: Account) -> Refusal | None:
         """Say why there are no credentials for an account, such as a role that cannot be assumed."""
-
-        def question() -> dict[str, Any]:
-            account.credentials.get_frozen_credentials()
-            return {ALLOWED: True}
-
-        return self._refusal(account, question)
+        return self._refusal(account, account.credentials.get_frozen_credentials)
 
     def describing_regions(self, account: Account) -> Refusal | None:
         """Say why an account's Regions cannot be asked for."""
@@ -75,21 +70,23 @@ class Probes:
         return self._dry_run(account, client.describe_import_image_tasks)
 
     def _dry_run(self, account: Account, call: Callable[..., dict[str, Any]]) -> Refusal | None:
-        def question() -> dict[str, Any]:
+        def question() -> None:
             try:
                 call(DryRun=True)
             except ClientError as error:
                 if code_of(error) == ALLOWED:
-                    return {ALLOWED: True}
+                    return
                 raise
-            return {}
+            raise UnusableAnswerError(
+                "a dry run went through as if it were none; did a proxy answer for AWS?"
+            )
 
         return self._refusal(account, question)
 
-    def _refusal(self, account: Account, question: Callable[[], dict[str, Any]]) -> Refusal | None:
+    def _refusal(self, account: Account, question: Callable[[], object]) -> Refusal | None:
         try:
             with acting_as(account.credentials):
-                self._clients.ask(question, ALLOWED, "")
+                self._clients.ask(question, f"account {account.account_id}")
         except AwsUnavailableError as error:
-            return Refusal(error.code, str(error).removeprefix(f": {error.code}: "))
+            return Refusal(error.code, error.reason)
         return None

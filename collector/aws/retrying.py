@@ -1,6 +1,5 @@
 """Retries of our own, within one deadline: a client's own are shared by all accounts that use it."""
 
-import time
 from collections.abc import Callable
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
@@ -14,12 +13,9 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0
 def attempts(
     worth_it: Callable[[BaseException], bool],
     deadline: Deadline,
-    sleep: Callable[[float], object] = time.sleep,
+    pause: Callable[[float], None],
 ) -> Retrying:
     """Return the attempts at something: again while the error is worth it and the deadline leaves time."""
-
-    def pause(seconds: float) -> None:
-        sleep(seconds)
 
     def too_late(state: RetryCallState) -> bool:
         return state.upcoming_sleep >= deadline.remaining

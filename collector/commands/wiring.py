@@ -10,6 +10,7 @@ import structlog
 from collector.aws.accounts import Accounts, Organization, Role
 from collector.aws.asking import Asking
 from collector.aws.clients import Clients
+from collector.aws.deadline import Deadlines
 from collector.aws.discovery import Discovery
 from collector.aws.evidence import Gatherer
 from collector.aws.listing import Lister
@@ -51,7 +52,7 @@ def spool_of(settings: Settings) -> Spool:
 class Polling:
     """AWS and the warehouse, joined: which targets there are, and a look at one under its lease.
 
-    ``cancel`` ends both at once.
+    ``cancel`` ends at once whatever is asked of AWS.
     """
 
     discover: Callable[[], Discovered]
@@ -82,11 +83,15 @@ def polling_of(
         AwsUnavailableError: boto3's own configuration cannot be read.
     """
     now = never_the_same_twice(now)
-    clients = Clients(connections=settings.concurrency, patience=settings.target_deadline)
+    deadlines = Deadlines()
+    clients = Clients(
+        connections=settings.concurrency, patience=settings.target_deadline, deadlines=deadlines
+    )
     leases = Leases(warehouse.direct)
     directory = accounts_of(settings, clients, only=accounts)
     asking = Asking(
         lambda account_id: directory.account(account_id).credentials,
+        deadlines=deadlines,
         now=now,
         limit=settings.target_deadline,
     )
@@ -96,17 +101,13 @@ def polling_of(
         directory, regions=settings.regions, exclude=settings.exclude_regions, known=known, now=now
     )
 
-    def cancel() -> None:
-        asking.cancel()
-        clients.cancel()
-
     try:
         yield Polling(
             discover=discovery.discover,
             look=leased(lister.look, leases, patience=patience),
             images=gatherer.images,
             requests=gatherer.requests,
-            cancel=cancel,
+            cancel=deadlines.end,
             lead=leases.lead,
         )
     finally:
