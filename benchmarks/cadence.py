@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from benchmarks.load import Row
 from collector.aws.transform import import_task
-from collector.domain import Scan, Target
+from collector.domain import Scan, Target, Tasks
 from collector.polling import Cadence
 
 ACCOUNTS, REGIONS, HOURS = 100, 35, 24
@@ -37,14 +37,14 @@ SAMPLE_EVERY = 307.0
 """Seconds between two measurements of all ages: no multiple of an interval."""
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
-_NOTHING = Scan(Target("000000000000", "nowhere"), _START, _START, True, "api", ())
+_NOTHING = Scan(Target("000000000000", "nowhere"), _START, _START, True, "api", Tasks())
 _BUSY = Scan(
     _NOTHING.target,
     _START,
     _START,
     True,
     "api",
-    (import_task({"ImportTaskId": "import-ami-a", "Status": "active"}),),
+    Tasks([import_task({"ImportTaskId": "import-ami-a", "Status": "active"})]),
 )
 
 

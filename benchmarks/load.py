@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from collector.aws.transform import import_task
-from collector.domain import Scan, Target
+from collector.domain import Scan, Target, Tasks
 from collector.warehouse import history, schema
 from collector.warehouse.engine import connect_to_url, make_engine
 from collector.warehouse.recording import record
@@ -248,7 +248,7 @@ def _both(question: str, ours: Sequence[Cost], limit: Sequence[Cost]) -> Iterato
 def scan_at(hours: int, wires: Wire) -> Scan:
     """Canonicalise and hash what boto3 parsed."""
     at = START + timedelta(hours=hours)
-    return Scan(TARGET, at, at, True, "api", tuple(map(import_task, wires)))
+    return Scan(TARGET, at, at, True, "api", Tasks(map(import_task, wires)))
 
 
 def changed_wires(wires: Wire) -> Wire:

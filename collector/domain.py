@@ -5,10 +5,14 @@ here is storable text, every instant is timezone-aware UTC, and every list is in
 equal hashes mean equal contents (see ``collector.aws.transform``).
 """
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from itertools import pairwise
+from typing import overload
 
 FORGOTTEN_AFTER = timedelta(days=7)
 """How long ``DescribeImportImageTasks`` still lists a task that has ended (AWS's documentation)."""
@@ -105,14 +109,70 @@ class ImportTask:
         return self.status in FINISHED_STATUSES
 
 
+class Tasks(Sequence[ImportTask]):
+    """The tasks of one look, sorted by id; equal digests mean equal tasks.
+
+    ``digest`` is an order-free hash of their ids and contents. What most looks are asked for is at hand, so
+    that the tasks themselves need not be: ``ids``, ``unfinished`` ones, and how many have each status.
+    """
+
+    __slots__ = ("_load", "digest", "ids", "statuses", "unfinished")
+
+    def __init__(self, tasks: Iterable[ImportTask] = ()) -> None:
+        found = tuple(sorted(tasks, key=lambda task: task.import_task_id))
+        for one, other in pairwise(found):
+            if one.import_task_id == other.import_task_id:
+                raise ValueError(f"{one.import_task_id} occurs twice in one look")
+        self._load: Callable[[], tuple[ImportTask, ...]] = lambda: found
+        self.digest = _digest(found)
+        self.ids = frozenset(task.import_task_id for task in found)
+        self.statuses = Counter(task.status or "none" for task in found)
+        self.unfinished = tuple(task for task in found if not task.finished)
+
+    def loaded_by(self, load: Callable[[], tuple[ImportTask, ...]]) -> "Tasks":
+        """Return the same tasks, kept elsewhere: ``load`` makes them anew each time that they are read."""
+        other = copy(self)
+        other._load = load  # noqa: SLF001 - of our own copy
+        return other
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[ImportTask]:
+        return iter(self._load())
+
+    @overload
+    def __getitem__(self, place: int) -> ImportTask: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[ImportTask]: ...
+    def __getitem__(self, place: int | slice) -> ImportTask | Sequence[ImportTask]:
+        return self._load()[place]
+
+    def __eq__(self, other: object) -> bool:
+        return self.digest == other.digest if isinstance(other, Tasks) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Tasks({list(self)})"
+
+
+def _digest(tasks: Sequence[ImportTask]) -> bytes:
+    """Hash ``{(id, content)}``; the tasks are sorted by id, so their first order does not matter."""
+    digest = blake2b(digest_size=16)
+    for task in tasks:
+        digest.update(f"{task.import_task_id}\0{task.content_hash}\0".encode())
+    return digest.digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Scan:
     """What one look at a target saw.
 
     ``observed_at`` was taken just before the first request, ``finished_at`` after the last answer. Only a
     *complete* scan (unfiltered, read to the last page, free of errors, every doubt settled) says that a
-    task it does not name is gone. ``source`` is where it came from: ``api`` or ``file``. ``digest`` is an
-    order-free hash of the tasks' ids and contents.
+    task it does not name is gone. ``source`` is where it came from: ``api`` or ``file``.
     """
 
     target: Target
@@ -120,26 +180,16 @@ class Scan:
     finished_at: datetime
     complete: bool
     source: str
-    tasks: tuple[ImportTask, ...]
-    digest: bytes = field(init=False)
+    tasks: Tasks
 
     def __post_init__(self) -> None:
-        tasks = sorted(self.tasks, key=lambda task: task.import_task_id)
-        for one, other in pairwise(tasks):
-            if one.import_task_id == other.import_task_id:
-                raise ValueError(f"{one.import_task_id} occurs twice in one scan of {self.target}")
         if self.observed_at.utcoffset() != timedelta(0):
             raise ValueError(f"observed_at of a scan of {self.target} is not UTC: {self.observed_at}")
-        object.__setattr__(self, "tasks", tuple(tasks))
-        object.__setattr__(self, "digest", _digest(tasks))
 
-
-def _digest(tasks: list[ImportTask]) -> bytes:
-    """Hash ``{(id, content)}``; the tasks are sorted by id, so their first order does not matter."""
-    digest = blake2b(digest_size=16)
-    for task in tasks:
-        digest.update(f"{task.import_task_id}\0{task.content_hash}\0".encode())
-    return digest.digest()
+    @property
+    def digest(self) -> bytes:
+        """The digest of its tasks."""
+        return self.tasks.digest
 
 
 @dataclass(frozen=True, slots=True)

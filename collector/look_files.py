@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from collector.domain import Failure, ImportTask, Scan, Target
+from collector.domain import Failure, ImportTask, Scan, Target, Tasks
 from collector.errors import CollectorError
 
 FORMAT = 1
@@ -137,7 +137,7 @@ def _scan(members: Json, from_wire: FromWire) -> Scan:
         finished_at=datetime.fromisoformat(members["finished_at"]),
         complete=members["complete"],
         source=members["source"],
-        tasks=tuple(from_wire(task) for task in members["tasks"]),
+        tasks=Tasks(from_wire(task) for task in members["tasks"]),
     )
 
 

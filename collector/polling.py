@@ -237,4 +237,4 @@ class Cadence:
 
 def _is_idle(result: Scan | Failure | None) -> bool:
     """Whether a look saw everything, and nothing that will change."""
-    return isinstance(result, Scan) and result.complete and all(task.finished for task in result.tasks)
+    return isinstance(result, Scan) and result.complete and not result.tasks.unfinished

@@ -1,7 +1,6 @@
 """What each target showed this process last: for its state, and for doubts while the database is away."""
 
 import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -45,7 +44,7 @@ class Sightings:
             last = self._last.get(scan.target)
         if last is None or last.listed is None:
             raise NeverSeenError(f"{scan.target} was not seen yet")
-        return set(last.listed - {task.import_task_id for task in scan.tasks})
+        return set(last.listed - scan.tasks.ids)
 
     def states(self, targets: Iterable[Target]) -> tuple[TargetState, ...]:
         """Return what is known of these targets, sorted."""
@@ -62,16 +61,15 @@ class Sightings:
             since = state.failing_since or look.failed_at
             state = replace(state, failing=look, failing_since=since, failures=state.failures + 1)
             return _Last(state, before.listed)
-        seen = frozenset(task.import_task_id for task in look.tasks)
-        listed: frozenset[str] | None = seen
+        listed: frozenset[str] | None = look.tasks.ids
         if not look.complete:  # alone it is nothing to go by: the next listing may lie as this one did
-            listed = None if before.listed is None else before.listed | seen
+            listed = None if before.listed is None else before.listed | look.tasks.ids
         return _Last(
             TargetState(
                 state.target,
                 last_good_at=look.observed_at if look.complete else state.last_good_at,
-                statuses=Counter(task.status or "none" for task in look.tasks),
-                in_flight=tuple(task for task in look.tasks if not task.finished),
+                statuses=look.tasks.statuses,
+                in_flight=look.tasks.unfinished,
             ),
             listed,
         )

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from collector.aws.transform import import_task
-from collector.domain import ImportTask, LicenseSpecification, Scan, SnapshotDetail, Tag, Target
+from collector.domain import ImportTask, LicenseSpecification, Scan, SnapshotDetail, Tag, Target, Tasks
 from collector.outcomes import Effect
 from collector.warehouse import history
 
@@ -38,7 +38,7 @@ def scan(
 ) -> Scan:
     """Return what a look at ``minutes`` saw."""
     observed_at = at(minutes)
-    return Scan(target, observed_at, observed_at + timedelta(seconds=1), complete, source, tasks)
+    return Scan(target, observed_at, observed_at + timedelta(seconds=1), complete, source, Tasks(tasks))
 
 
 def numbered(minutes: float, contents: Mapping[str, int] | Iterable[tuple[str, int]], **options: Any) -> Scan:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from collector.aws.transform import import_task
 from collector.daemon import Result
-from collector.domain import Failure, ImportTask, Scan, Target
+from collector.domain import Failure, ImportTask, Scan, Target, Tasks
 from collector.outcomes import Tally
 from collector.simulator import Fleet, SimulatedClock
 from collector.simulator.fleet import Shown
@@ -221,7 +221,7 @@ class Audit:
         contents = {_key(task): task for task in self._journal.contents}
         looks: defaultdict[Target, list[Taped]] = defaultdict(list)
         for target, observed_at, finished_at, complete, seen, began, ended in self._journal.looks:
-            tasks = tuple(contents[key] for key in seen.items())
+            tasks = Tasks(contents[key] for key in seen.items())
             scan = Scan(target, observed_at, finished_at, complete, "api", tasks)
             looks[target].append(Taped(scan, seen, began, ended))
         return {target: sorted(taped, key=lambda each: each.began) for target, taped in sorted(looks.items())}

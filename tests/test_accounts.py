@@ -490,9 +490,9 @@ def test_each_role_is_assumed_once(crowd: Crowd) -> None:
     assert assumed == dict.fromkeys(CROWD_ACCOUNTS, 1)
 
 
-def test_clients_are_one_per_region(crowd: Crowd) -> None:
-    """However many accounts there are."""
-    assert crowd.clients == len(CROWD_REGIONS)
+def test_there_is_one_client(crowd: Crowd) -> None:
+    """However many accounts and Regions there are."""
+    assert crowd.clients == 1
 
 
 # Logs

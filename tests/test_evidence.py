@@ -355,8 +355,8 @@ def make_gatherer(clients: Clients, simulator: Simulator) -> Callable[..., Gathe
     assert simulator
     accounts = Accounts(clients)
     accounts.current()
-    clients.ec2(REGION)
-    clients.cloudtrail(REGION)
+    clients.client("ec2")
+    clients.client("cloudtrail")
 
     def make(limit: float = PLENTY.total_seconds()) -> Gatherer:
         return Gatherer(clients, asking_of(accounts, limit=timedelta(seconds=limit)))

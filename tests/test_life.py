@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Engine
 
 from collector.clock import utc_now
-from collector.domain import Scan, Target
+from collector.domain import Scan, Target, Tasks
 from collector.simulator import Simulator
 from collector.simulator.faults import Denied, Stall
 from collector.warehouse import history, schema
@@ -441,7 +441,7 @@ def test_a_target_whose_tasks_may_soon_be_lost_is_shouted_about(
     """Its last good look, which another process had six days ago, is known from the warehouse."""
     instant = utc_now() - timedelta(days=6)
     for region in (REGION, OTHER_REGION):
-        list(history.store(engine, [Scan(Target(ACCOUNT, region), instant, instant, True, "api", ())]))
+        list(history.store(engine, [Scan(Target(ACCOUNT, region), instant, instant, True, "api", Tasks())]))
     simulator.faults.add(Denied(), region=OTHER_REGION)
     command = start()
     line = command.says("no good look for days", OTHER_REGION)

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from collector.aws.transform import import_task
 from collector.commands.wiring import spool_of
 from collector.config import Settings
-from collector.domain import Failure, Scan, Target
+from collector.domain import Failure, Scan, Target, Tasks
 from collector.simulator import Simulator
 from collector.warehouse import history
 from tests.daemons import Running
@@ -91,7 +91,7 @@ def shown(simulator: Simulator) -> Iterator[Scan]:
         if not answer.lookup:
             pages[target] += answer.tasks
             if not answer.more:
-                tasks = tuple(map(import_task, pages.pop(target)))
+                tasks = Tasks(map(import_task, pages.pop(target)))
                 yield Scan(target, answer.at, answer.at, True, "api", tasks)
 
 

@@ -183,7 +183,7 @@ class Accounts:
         if self._caller is None:
             self._caller = self._ask(
                 self._own,
-                self._clients.sts,
+                "sts",
                 lambda sts: str(sts.get_caller_identity()["Arn"]),
                 "AWS does not say whose credentials these are"
                 f" (sts:GetCallerIdentity in {self._clients.home})",
@@ -235,28 +235,27 @@ class Accounts:
         Raises:
             AwsUnavailableError: EC2 does not say.
         """
-        home = self._clients.home
         return self._ask(
             account.credentials,
-            lambda: self._clients.ec2(home),
+            "ec2",
             lambda ec2: sorted(str(one["RegionName"]) for one in ec2.describe_regions()["Regions"]),
             f"EC2 does not say which Regions are enabled in account {account.account_id}"
-            f" (ec2:DescribeRegions in {home}; or name them in `regions`)",
+            f" (ec2:DescribeRegions in {self._clients.home}; or name them in `regions`)",
         )
 
     def _ask(
         self,
         credentials: RenewableCredentials,
-        client: Callable[[], Any],
+        service: str,
         question: Callable[[Any], T],
         what: str,
     ) -> T:
-        """Ask a client in the name of these credentials, which are made anew if AWS no longer takes them."""
+        """Ask a service in the name of these credentials, which are made anew if AWS no longer takes them."""
         with suppress(BotoCoreError):  # the question will tell
-            client()  # takes long when it is made, and is to be there before the time of the question begins
+            self._clients.client(service)  # is to be there before the time of the question begins
         with acting_as(credentials):
             try:
-                return self._clients.ask(lambda: question(client()), what)
+                return self._clients.ask(lambda: question(self._clients.client(service)), what)
             except AwsUnavailableError as error:
                 renew_if_refused(credentials, error.code)
                 raise
@@ -293,7 +292,7 @@ class Accounts:
         if self._caller is not None:
             before = self._caller.split(":")[4]
             with acting_as(credentials), deadline.lent():
-                now = self._clients.sts().get_caller_identity()["Arn"].split(":")[4]
+                now = self._clients.client("sts").get_caller_identity()["Arn"].split(":")[4]
             if now != before:
                 raise AccountChangedError(now=now, before=before)
         return credentials
@@ -303,7 +302,7 @@ class Accounts:
         external_id = {"ExternalId": role.external_id} if role.external_id else {}
         try:
             with acting_as(self._own), deadline.lent():
-                given = self._clients.sts().assume_role(
+                given = self._clients.client("sts").assume_role(
                     RoleArn=role.arn, RoleSessionName=SESSION_NAME, DurationSeconds=_DURATION, **external_id
                 )["Credentials"]
         except KeyError as error:  # botocore's or ours, of an answer that is XML, but a proxy's
@@ -330,7 +329,7 @@ class Accounts:
             answer = organizations.list_accounts(**token)
             return [str(one["Id"]) for one in answer["Accounts"] if _is_active(one)], answer.get("NextToken")
 
-        return self._ask(self._own, self._clients.organizations, active, _NO_LIST)
+        return self._ask(self._own, "organizations", active, _NO_LIST)
 
     def _roles_in(self, account_ids: Collection[str]) -> list[Role]:
         assert self._organization is not None  # noqa: S101 - for the type checker

@@ -3,7 +3,7 @@
 What is asked, and what the answers mean, is ``listing``'s and ``evidence``'s.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from collector.domain import Failure, Target
 Json = dict[str, Any]
 T = TypeVar("T")
 
-Understand = Callable[[Json], tuple[list[T], str | None]]
+Understand = Callable[[Json], tuple[Sequence[T], str | None]]
 """Turns an answer into its items and the next page's token; raises where it is no answer."""
 
 
@@ -55,7 +55,7 @@ class Asking:
         with self.deadlines.limit(self._limit.total_seconds()) as deadline:
             asker = Asker(deadline, self.deadlines.pause, pace)
             try:
-                with acting_as(self._credentials_of(target.account_id)):
+                with acting_as(self._credentials_of(target.account_id), target.region):
                     return work(asker)
             except Exception as error:  # noqa: BLE001 - one target's fault, whatever it is, must not stop others
                 return self._failure(target, asker, error, action)
@@ -89,13 +89,13 @@ class Asker:
 
     def pages(
         self, request: Callable[..., Json], understand: Understand[T], **options: Any
-    ) -> Iterator[list[T]]:
+    ) -> Iterator[Sequence[T]]:
         """Yield the items of every page, as ``understand`` finds them in the answers."""
         return every_page(lambda token: self.page(request, understand, **options, **token))
 
     def page(
         self, request: Callable[..., Json], understand: Understand[T], **options: Any
-    ) -> tuple[list[T], str | None]:
+    ) -> tuple[Sequence[T], str | None]:
         """Return one page, asking again while that may help."""
         for attempt in attempts(is_transient, self.deadline, self._pause):
             with attempt:

@@ -1,7 +1,7 @@
-"""The boto3 clients: few and long-lived, one per Region, shared by all threads and all accounts.
+"""The boto3 clients: one per service, long-lived, shared by all threads, accounts and Regions.
 
-Each request is signed with the credentials of the account that its thread acts for. Profiles, endpoints,
-proxies and CA bundles come from boto3's own chain.
+Each request goes to the Region, and is signed with the credentials of the account, that its thread acts for.
+Profiles, endpoints, proxies and CA bundles come from boto3's own chain.
 """
 
 import threading
@@ -9,16 +9,19 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import boto3
+import botocore
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
+from botocore.regions import EndpointResolverBuiltins
 
 from collector import __version__
-from collector.aws import deadline
+from collector.aws import deadline, recognition
+from collector.aws.connections import fit_botocore
 from collector.aws.failures import UnusableAnswerError, breaks_listing, code_of, is_transient, message_of
 from collector.aws.retrying import attempts
 from collector.errors import CollectorError
@@ -39,7 +42,7 @@ _UNANSWERED = (
 
 T = TypeVar("T")
 
-_acting_as: ContextVar["Credentials"] = ContextVar("acting_as")
+_acting: ContextVar["_Actor"] = ContextVar("acting")
 
 
 class AwsUnavailableError(CollectorError):
@@ -61,14 +64,21 @@ class Credentials(Protocol):
         """Return key, secret and token of this moment."""
 
 
+class _Actor(NamedTuple):
+    """Whose name requests are made in, and the Region that is asked; ``None``: the clients' home."""
+
+    credentials: Credentials
+    region: str | None
+
+
 @contextmanager
-def acting_as(credentials: Credentials) -> Iterator[None]:
-    """Sign what this thread asks inside ``with`` with these credentials."""
-    token = _acting_as.set(credentials)
+def acting_as(credentials: Credentials, region: str | None = None) -> Iterator[None]:
+    """Ask a Region, by default the clients' home, with these credentials in this thread inside ``with``."""
+    token = _acting.set(_Actor(credentials, region))
     try:
         yield
     finally:
-        _acting_as.reset(token)
+        _acting.reset(token)
 
 
 class Clients:
@@ -81,7 +91,7 @@ class Clients:
     def __init__(
         self, *, connections: int, patience: timedelta, deadlines: deadline.Deadlines | None = None
     ) -> None:
-        deadline.install()
+        fit_botocore()
         seconds = patience.total_seconds()
         self._patience = min(_ANSWER_TIMEOUT, seconds)
         self._config = Config(
@@ -91,29 +101,25 @@ class Clients:
             # Retries are ours, per target: a client's own are shared by all that use it.
             retries={"total_max_attempts": 1, "mode": "standard"},
             tcp_keepalive=True,
-            user_agent_extra=f"vm-import-collector/{__version__}",
+            # The whole of it: botocore puts its own together twice for each request, in a third of its time.
+            user_agent=f"vm-import-collector/{__version__} Botocore/{botocore.__version__}",
         )
         self._lock = threading.Lock()
-        self._clients: dict[tuple[str, str], Any] = {}
+        self._clients: dict[str, Any] = {}
         self._deadlines = deadlines or deadline.Deadlines()
         self._session = new_session()
         self.home = self._session.region_name or _HOME_REGION
 
-    def ec2(self, region: str) -> Any:
-        """Return the EC2 client of a Region."""
-        return self._client("ec2", region)
-
-    def sts(self) -> Any:
-        """Return the STS client of the home Region."""
-        return self._client("sts", self.home)
-
-    def cloudtrail(self, region: str) -> Any:
-        """Return the CloudTrail client of a Region."""
-        return self._client("cloudtrail", region)
-
-    def organizations(self) -> Any:
-        """Return the client of AWS Organizations."""
-        return self._client("organizations", self.home)
+    def client(self, service: str) -> Any:
+        """Return the client of a service, such as ``ec2``; making it takes a moment, and happens once."""
+        with self._lock:  # a session is not for several threads at once
+            if service not in self._clients:
+                client = self._session.client(service, region_name=self.home, config=self._config)
+                client.meta.events.register("before-endpoint-resolution", _resolve_for_actor)
+                client.meta.events.register("before-sign", _sign_for_actor)
+                client.meta.events.register(recognition.EVENT, recognition.look_at_body)
+                self._clients[service] = client
+            return self._clients[service]
 
     def ask(self, question: Callable[[], T], what: str) -> T:
         """Return what a question finds in its answer, asking again within one deadline while that may help.
@@ -138,14 +144,6 @@ class Clients:
             for client in self._clients.values():
                 client.close()
             self._clients.clear()
-
-    def _client(self, service: str, region: str) -> Any:
-        with self._lock:  # a session is not for several threads at once
-            if (service, region) not in self._clients:
-                client = self._session.client(service, region_name=region, config=self._config)
-                client.meta.events.register("before-sign", _sign_as_current)
-                self._clients[service, region] = client
-            return self._clients[service, region]
 
 
 def _may_help(error: BaseException) -> bool:
@@ -181,8 +179,17 @@ def known_regions() -> Collection[str]:
     return sorted({name for partition in partitions for name in partition["regions"] if "global" not in name})
 
 
-def _sign_as_current(request: Any, **_: Any) -> None:
-    """Give botocore's signer the credentials of the account that this thread acts for."""
-    if (credentials := _acting_as.get(None)) is None:
+def _resolve_for_actor(builtins: dict[str, Any], **_: Any) -> None:
+    """Let botocore's rules find the endpoint in the Region that this thread asks."""
+    if (actor := _acting.get(None)) and actor.region:
+        builtins[EndpointResolverBuiltins.AWS_REGION] = actor.region
+
+
+def _sign_for_actor(request: Any, **_: Any) -> None:
+    """Give botocore's signer the Region, and the credentials of the account, that this thread acts for."""
+    if (actor := _acting.get(None)) is None:
         raise NoCredentialsError
-    request.context.setdefault("signing", {})["request_credentials"] = credentials
+    signing = request.context.setdefault("signing", {})
+    signing["request_credentials"] = actor.credentials
+    if actor.region:
+        signing["region"] = actor.region

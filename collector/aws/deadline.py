@@ -1,6 +1,6 @@
 """One deadline over everything that a look at a target does: pages, retries, look-ups.
 
-A read timeout starts anew with every byte, so a server that drips outlives it. At the deadline the socket
+A read timeout starts anew with every byte, so a server that drips outlives it. After the deadline the socket
 that the look is reading from is shut down, which ends the read at once and leaves no thread behind.
 """
 
@@ -10,15 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from time import monotonic
-from types import TracebackType
-from typing import Any, Self
 
-from botocore.awsrequest import (
-    AWSHTTPConnection,
-    AWSHTTPConnectionPool,
-    AWSHTTPSConnection,
-    AWSHTTPSConnectionPool,
-)
+_GLANCE = 0.1
+"""Seconds between two looks for deadlines that are over."""
 
 _current: ContextVar["Deadline"] = ContextVar("deadline")
 
@@ -28,27 +22,13 @@ class DeadlineExceededError(Exception):
 
 
 class Deadline:
-    """A span of time for what runs in this thread inside ``with``. Cancelling ends it at once."""
+    """A span of time for what one thread does; made by ``Deadlines``. Cancelling ends it at once."""
 
     def __init__(self, seconds: float) -> None:
         self.cancelled = False
         self._ends = monotonic() + seconds
-        self._timer = threading.Timer(seconds, self._shut_down)
-        self._timer.daemon = True
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-
-    def __enter__(self) -> Self:
-        self._token = _current.set(self)
-        self._timer.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _current.reset(self._token)
-        self._timer.cancel()
-        self.release()
 
     @property
     def remaining(self) -> float:
@@ -63,45 +43,53 @@ class Deadline:
     def cancel(self) -> None:
         """End the time now, from any thread."""
         self.cancelled = True
-        self._shut_down()
+        self.enforce()
+
+    def enforce(self) -> None:
+        """Shut the socket down if the time is over."""
+        if not self.remaining:
+            with self._lock:
+                if self._socket is not None:
+                    with suppress(OSError):  # closed already, which is what was wanted
+                        self._socket.shutdown(socket.SHUT_RDWR)
 
     def guard(self, connected: socket.socket) -> None:
         """Shut this socket down when the time is over, unless released before."""
         with self._lock:
             self._socket = connected
-        if not self.remaining:
-            self._shut_down()
+        self.enforce()
 
     def release(self) -> None:
         """Forget the socket: it goes back to the pool, and another look may use it next."""
         with self._lock:
             self._socket = None
 
-    def _shut_down(self) -> None:
-        with self._lock:
-            if self._socket is not None:
-                with suppress(OSError):  # closed already, which is what was wanted
-                    self._socket.shutdown(socket.SHUT_RDWR)
-
 
 class Deadlines:
-    """Deadlines that can all be ended at once, from any thread, now and from now on."""
+    """Deadlines that can all be ended at once, from any thread, now and from now on.
+
+    One thread enforces all of them. It is there only while there are any.
+    """
 
     def __init__(self) -> None:
         self._ended = threading.Event()
+        self._lock = threading.Lock()
         self._running: set[Deadline] = set()
+        self._enforced = False
 
     @contextmanager
     def limit(self, seconds: float) -> Iterator[Deadline]:
         """Limit what runs in this thread inside ``with``."""
-        with Deadline(seconds) as deadline:
-            self._running.add(deadline)
-            try:
-                if self._ended.is_set():
-                    deadline.cancel()
-                yield deadline
-            finally:
+        deadline = Deadline(seconds)
+        token = _current.set(deadline)
+        self._add(deadline)
+        try:
+            yield deadline
+        finally:
+            with self._lock:
                 self._running.discard(deadline)
+            _current.reset(token)
+            deadline.release()
 
     def pause(self, seconds: float) -> None:
         """Wait for so many seconds, or until the end."""
@@ -110,8 +98,30 @@ class Deadlines:
     def end(self) -> None:
         """End them all."""
         self._ended.set()
-        for deadline in list(self._running):
+        with self._lock:
+            running = list(self._running)
+        for deadline in running:
             deadline.cancel()
+
+    def _add(self, deadline: Deadline) -> None:
+        with self._lock:
+            self._running.add(deadline)
+            if not self._enforced:
+                self._enforced = True
+                threading.Thread(target=self._enforce, name="deadlines", daemon=True).start()
+        if self._ended.is_set():
+            deadline.cancel()
+
+    def _enforce(self) -> None:
+        while True:
+            self._ended.wait(_GLANCE)
+            with self._lock:
+                running = list(self._running)
+                if self._ended.is_set() or not running:
+                    self._enforced = False
+                    return
+            for deadline in running:
+                deadline.enforce()
 
 
 def current() -> Deadline | None:
@@ -127,29 +137,3 @@ def lent() -> Iterator[None]:
     finally:
         if limit := current():
             limit.release()
-
-
-class _Guarded:
-    """Mixin for botocore's connections: each request's socket comes under the thread's deadline."""
-
-    sock: socket.socket
-
-    def request(self, *arguments: Any, **options: Any) -> Any:
-        result = super().request(*arguments, **options)  # type: ignore[misc]
-        if deadline := current():
-            deadline.guard(self.sock)
-        return result
-
-
-class _GuardedHTTPConnection(_Guarded, AWSHTTPConnection):  # type: ignore[misc]
-    pass
-
-
-class _GuardedHTTPSConnection(_Guarded, AWSHTTPSConnection):  # type: ignore[misc]
-    pass
-
-
-def install() -> None:
-    """Make botocore's pools open guarded connections; without a deadline they behave as ever."""
-    AWSHTTPConnectionPool.ConnectionCls = _GuardedHTTPConnection
-    AWSHTTPSConnectionPool.ConnectionCls = _GuardedHTTPSConnection

@@ -54,7 +54,7 @@ class Gatherer:
         """Return one record for each AMI that an import has left, the oldest first."""
 
         def images(asker: Asker) -> list[Evidence]:
-            describe = self._clients.ec2(target.region).describe_images
+            describe = self._clients.client("ec2").describe_images
             options = {**_OWN_IMPORTS, "MaxResults": IMAGES_ON_A_PAGE}
             found = _read(asker, describe, "Images", options)
             return _in_order(evidence_of_image(target, image) for image in found)
@@ -73,7 +73,7 @@ class Gatherer:
         }
 
         def requests(asker: Asker) -> list[Evidence]:
-            look_up = self._clients.cloudtrail(target.region).lookup_events
+            look_up = self._clients.client("cloudtrail").lookup_events
             found: list[Json] = []
             for name in EVENT_NAMES:
                 attribute = {"AttributeKey": "EventName", "AttributeValue": name}

@@ -5,7 +5,7 @@ a task is missing that cannot have gone is doubtful until that task was looked u
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -17,8 +17,9 @@ from collector.aws.clients import Clients
 from collector.aws.deadline import DeadlineExceededError
 from collector.aws.failures import UnusableAnswerError, code_of
 from collector.aws.pace import TokenBucket
+from collector.aws.recognition import Recognition, tasks_of
 from collector.aws.transform import import_task
-from collector.domain import Failure, ImportTask, Scan, Target
+from collector.domain import Failure, ImportTask, Scan, Target, Tasks
 from collector.errors import CollectorError, MalformedTaskError
 
 PAGE_SIZE = 500
@@ -50,6 +51,7 @@ class Lister:
         self.asking = asking
         self._now = now
         self._missing = missing
+        self._recognition = Recognition()
         self._paces: defaultdict[Target, TokenBucket] = defaultdict(TokenBucket)
         self._gone: defaultdict[Target, set[str]] = defaultdict(set)
 
@@ -58,16 +60,16 @@ class Lister:
         return self.asking.ask(target, self._paces[target], lambda asker: self._look(target, asker))
 
     def _look(self, target: Target, asker: Asker) -> Scan:
-        describe = self._clients.ec2(target.region).describe_import_image_tasks
+        describe = self._clients.client("ec2").describe_import_image_tasks
 
-        def listing() -> tuple[datetime, dict[str, ImportTask]]:
+        def listing() -> tuple[datetime, Tasks]:
             observed_at = self._now()
-            pages = asker.pages(describe, _page, MaxResults=PAGE_SIZE)
-            # The same id may come twice while tasks move between pages; the later answer is the newer.
-            return observed_at, {task.import_task_id: task for page in pages for task in page}
+            with self._recognition.of(target):
+                pages = list(asker.pages(describe, _page, MaxResults=PAGE_SIZE))
+            return observed_at, _joined(pages)
 
         observed_at, tasks = asker.whole(listing)
-        scan = Scan(target, observed_at, self._now(), True, "api", tuple(tasks.values()))
+        scan = Scan(target, observed_at, self._now(), True, "api", tasks)
         try:
             missing = self._missing(scan)
         except CollectorError:
@@ -76,26 +78,25 @@ class Lister:
             self._gone.pop(target, None)
             return scan
         found, settled = self._look_up(target, asker, describe, set(missing))
-        tasks |= found
-        return replace(scan, finished_at=self._now(), complete=settled, tasks=tuple(tasks.values()))
+        return replace(scan, finished_at=self._now(), complete=settled, tasks=_joined([tasks, found]))
 
     def _look_up(
         self, target: Target, asker: Asker, describe: Callable[..., Json], missing: set[str]
-    ) -> tuple[dict[str, ImportTask], bool]:
+    ) -> tuple[list[ImportTask], bool]:
         """Look missing tasks up one by one; return those that are there, and whether no doubt is left.
 
         EC2 never knows again what it has forgotten: if the time is over before all are looked up, the next
         look need not ask for those anew.
         """
         gone = self._gone[target]
-        found: dict[str, ImportTask] = {}
+        found: list[ImportTask] = []
         for import_task_id in sorted(missing - gone):
             match _looked_up(asker, describe, import_task_id):
                 case ImportTask() as task:
-                    found[import_task_id] = task
+                    found.append(task)
                 case "gone":
                     gone.add(import_task_id)
-        settled = missing <= gone | found.keys()
+        settled = missing <= gone | {task.import_task_id for task in found}
         if settled:
             self._gone.pop(target, None)
         return found, settled
@@ -112,11 +113,24 @@ def _looked_up(asker: Asker, describe: Callable[..., Json], import_task_id: str)
     return next((task for task in tasks if task.import_task_id == import_task_id), "unsettled")
 
 
-def _page(answer: Json) -> tuple[list[ImportTask], str | None]:
+def _joined(pages: Sequence[Sequence[ImportTask]]) -> Tasks:
+    """Return the tasks of all pages; one that is all there is needs no work."""
+    match pages:
+        case [Tasks() as only]:
+            return only
+    # The same id may come twice while tasks move between pages; the later answer is the newer.
+    return Tasks({task.import_task_id: task for page in pages for task in page}.values())
+
+
+def _page(answer: Json) -> tuple[Tasks, str | None]:
     """Turn one answer into tasks and the next page's token.
 
     A 200 answer with a proxy's HTML page makes botocore return an object without the list, and no error.
     """
     if "ImportImageTasks" not in answer:
         raise UnusableAnswerError("the answer has no list of tasks; did a proxy answer for EC2?")
-    return [import_task(wire) for wire in answer["ImportImageTasks"]], answer.get("NextToken")
+    return tasks_of(answer, _parsed), answer.get("NextToken")
+
+
+def _parsed(answer: Json) -> Iterator[ImportTask]:
+    return map(import_task, answer["ImportImageTasks"])

@@ -1,6 +1,6 @@
 """Pages of a listing, read to the last one, which there must be."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from collector.aws.failures import EndlessListingError
@@ -10,7 +10,7 @@ MOST_PAGES = 1000
 T = TypeVar("T")
 
 
-def every_page(page: Callable[[dict[str, str]], tuple[list[T], str | None]]) -> Iterator[list[T]]:
+def every_page(page: Callable[[dict[str, str]], tuple[Sequence[T], str | None]]) -> Iterator[Sequence[T]]:
     """Yield the items of every page; ``page`` is given what asks for the next one, first nothing.
 
     Raises:

@@ -9,18 +9,13 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import ClientError
 
-from collector.aws import deadline
 from collector.aws.accounts import Account, Accounts
 from collector.aws.clients import AwsUnavailableError, Clients, acting_as
 from collector.aws.failures import UnusableAnswerError, code_of
 
 ALLOWED = "DryRunOperation"
-
-_PATIENCE = 10.0
-"""Seconds for an answer that tells the time."""
 
 
 class Refusal(NamedTuple):
@@ -42,34 +37,36 @@ class Probes:
 
         A refusal tells the time as well, and with a clock that is wrong it may be all that there is.
         """
-        before = datetime.now(UTC)
-        unanswered = (AwsUnavailableError, BotoCoreError, KeyError, ResponseParserError)
-        with suppress(*unanswered), deadline.Deadline(_PATIENCE), acting_as(self._accounts.own):
+
+        def skew() -> timedelta | None:
+            before = datetime.now(UTC)
             try:
-                answer = self._clients.sts().get_caller_identity()
+                answer = self._clients.client("sts").get_caller_identity()
             except ClientError as error:
                 answer = error.response
             after = datetime.now(UTC)
-            headers = answer["ResponseMetadata"]["HTTPHeaders"]
-            with suppress(ValueError):
-                return parsedate_to_datetime(headers["date"]) - (before + (after - before) / 2)
+            with suppress(KeyError, ValueError):
+                told = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+                return told - (before + (after - before) / 2)
+            return None
+
+        with suppress(AwsUnavailableError), acting_as(self._accounts.own):
+            return self._clients.ask(skew, "what time it is")
         return None
 
     def credentials(self, account: Account) -> Refusal | None:
         """Say why there are no credentials for an account, such as a role that cannot be assumed."""
-        return self._refusal(account, account.credentials.get_frozen_credentials)
+        return self._refusal(account, self._clients.home, account.credentials.get_frozen_credentials)
 
     def describing_regions(self, account: Account) -> Refusal | None:
         """Say why an account's Regions cannot be asked for."""
-        client = self._clients.ec2(self._clients.home)
-        return self._dry_run(account, client.describe_regions)
+        return self._dry_run(account, self._clients.home, self._clients.client("ec2").describe_regions)
 
     def describing_tasks(self, account: Account, region: str) -> Refusal | None:
         """Say why an account cannot be looked at in a Region."""
-        client = self._clients.ec2(region)
-        return self._dry_run(account, client.describe_import_image_tasks)
+        return self._dry_run(account, region, self._clients.client("ec2").describe_import_image_tasks)
 
-    def _dry_run(self, account: Account, call: Callable[..., dict[str, Any]]) -> Refusal | None:
+    def _dry_run(self, account: Account, region: str, call: Callable[..., dict[str, Any]]) -> Refusal | None:
         def question() -> None:
             try:
                 call(DryRun=True)
@@ -81,11 +78,11 @@ class Probes:
                 "a dry run went through as if it were none; did a proxy answer for AWS?"
             )
 
-        return self._refusal(account, question)
+        return self._refusal(account, region, question)
 
-    def _refusal(self, account: Account, question: Callable[[], object]) -> Refusal | None:
+    def _refusal(self, account: Account, region: str, question: Callable[[], object]) -> Refusal | None:
         try:
-            with acting_as(account.credentials):
+            with acting_as(account.credentials, region):
                 self._clients.ask(question, f"account {account.account_id}")
         except AwsUnavailableError as error:
             return Refusal(error.code, error.reason)

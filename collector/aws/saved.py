@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from collector.aws.transform import import_task
-from collector.domain import ImportTask, Scan, Target
+from collector.domain import ImportTask, Scan, Target, Tasks
 from collector.errors import MalformedTaskError
 
 _GZIP = b"\x1f\x8b"
@@ -57,7 +57,7 @@ def scan_of_files(
         faults.append("--complete: every file has a NextToken, so the last page is missing")
     if spoiled or not read or (faults and complete):
         return None, faults
-    return Scan(target, observed_at, observed_at, complete, "file", tuple(tasks.values())), faults
+    return Scan(target, observed_at, observed_at, complete, "file", Tasks(tasks.values())), faults
 
 
 def _tasks(content: bytes) -> tuple[list[ImportTask], bool]:

@@ -69,7 +69,7 @@ def missing_from(engine: Engine, scan: Scan) -> set[str]:
         if connection.scalar(_SELECT_SAME_AS_LAST, parameters):
             return set()
         listed = set(connection.scalars(_SELECT_PERHAPS_LISTED, parameters))
-    return listed - {task.import_task_id for task in scan.tasks}
+    return listed - scan.tasks.ids
 
 
 def _place(scan: Scan) -> tuple[str, str, datetime]:
