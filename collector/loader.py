@@ -38,7 +38,8 @@ class Loader:
     """Stores what is ``put``, in the order in which it comes.
 
     ``store`` stores looks whole or raises, ``reach`` raises while the warehouse cannot be used, ``repair``
-    mends it if it is ours to mend, ``give_up`` makes a ``store`` under way raise soon.
+    mends it if it is ours to mend, ``give_up`` makes a ``store`` under way raise soon. ``owes``: there is
+    something to store even without any look.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Loader:
         give_up: Callable[[], None],
         spool: Spool,
         told: Callable[[Tally, float], None],
+        owes: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._reach = reach
@@ -57,6 +59,7 @@ class Loader:
         self._give_up = give_up
         self._spool = spool
         self._told = told
+        self._owes = owes
         self._wake = threading.Condition()
         self._rescuing = threading.Lock()
         self._queue: list[Look] = []
@@ -135,7 +138,7 @@ class Loader:
     def _work(self, batch: list[Look]) -> None:
         if self.trouble is not None and (monotonic() >= self._retry_at or self._closing):
             self._try_again()
-        if batch:
+        if batch or (self.trouble is None and self._owes()):
             left = batch if self.trouble is not None else self._store_all(batch)
             self._in_hand = left
             if left:

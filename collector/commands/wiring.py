@@ -1,7 +1,7 @@
 """AWS, the warehouse and the spool joined: what the commands that poll are put together from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -20,7 +20,6 @@ from collector.commands.doubts import Doubts
 from collector.config import Settings
 from collector.daemon import TICK, Daemon, Observer, Work
 from collector.domain import Discovered, Evidence, Failure, Scan, Target
-from collector.errors import WarehouseError
 from collector.loader import Loader
 from collector.notify import notify
 from collector.outcomes import Tally
@@ -140,6 +139,29 @@ def roles_of(settings: Settings) -> list[Role]:
     ]
 
 
+class _Answers:
+    """Stores looks, and which accounts answered last: it ends their outages, even those stored later."""
+
+    def __init__(self, warehouse: Warehouse) -> None:
+        self._engine = warehouse.engine
+        self._recorded: Discovered | None = None
+        self.newest: Discovered | None = None
+
+    @property
+    def owed(self) -> bool:
+        """Whether there is an answer that is not stored yet."""
+        return self.newest is not self._recorded
+
+    def store(self, looks: Sequence[Scan | Failure]) -> Tally:
+        """Store looks, and then the newest answer if it is owed or may end what they began."""
+        tally = record(self._engine, looks)
+        newest = self.newest
+        if newest and (self.owed or any(failure.region is None for failure in tally.failures)):
+            outages.record_answers(self._engine, newest.answered, newest.asked_at)
+            self._recorded = newest
+        return tally
+
+
 @contextmanager
 def daemon_of(
     settings: Settings,
@@ -166,8 +188,10 @@ def daemon_of(
         observer.recorded(tally, seconds)
         _log_tally(tally)
 
+    answers = _Answers(warehouse)
     loader = Loader(
-        store=lambda looks: record(warehouse.engine, looks),
+        store=answers.store,
+        owes=lambda: answers.owed,
         reach=lambda: schema.require_current(warehouse.engine),
         repair=warehouse.repair,
         give_up=give_up,
@@ -188,9 +212,7 @@ def daemon_of(
     ):
 
         def discover() -> Discovered:
-            found = polling.discover()
-            with suppress(WarehouseError):  # the next discovery says the same again
-                outages.record_answers(warehouse.engine, found.answered, found.asked_at)
+            found = answers.newest = polling.discover()
             return found
 
         work = Work(
