@@ -146,6 +146,8 @@ class Loader:
             else:
                 self._unwritten = 0
             self._in_hand = []
+        if self._spool.full and not self._closing:
+            self._spool.make_room()
         # After each batch, and not only when there is none: looks may come without a pause for years.
         if self.trouble is None and self._spool.files and monotonic() >= self._drain_at and not self._closing:
             self._drain()

@@ -1,8 +1,8 @@
 """Looks on disk while the database is away: scans and failures, one small file each.
 
 It owns ``folder/<account>/<region or _>/<instant>-<unique>.look`` and, for what cannot be read,
-``folder/damaged``: nothing is deleted but by ``remove``, and by thinning when the limit is reached. What is
-in a file is ``collector.look_files``'s.
+``folder/damaged``: nothing is deleted but by ``remove``, and by ``make_room`` at the limit. What is in a
+file is ``collector.look_files``'s.
 
 Any number of threads and processes may use one folder. A file appears whole, by its renaming, and no reader
 relies on one still being there.
@@ -118,16 +118,19 @@ class Spool:
 
     @property
     def full(self) -> bool:
-        """Whether the limit is reached, also after runs of equal scans were thinned; ask before looking."""
+        """Whether the limit is reached; ``make_room`` may help."""
+        return self._bytes >= self._limit
+
+    def make_room(self) -> None:
+        """Where the limit is reached, count anew and thin runs of equal scans; seldom while it is no use."""
         with self._measuring:
-            if self._bytes >= self._limit and (began := monotonic()) >= self._measure_again:
+            if self.full and (began := monotonic()) >= self._measure_again:
                 self._count()  # another process may have drained the folder
-                if self._bytes >= self._limit:
+                if self.full:
                     self._thin()
                 self._measure_again = monotonic() + _PAUSE * (monotonic() - began)
-            if self._bytes < self._limit:
+            if not self.full:
                 self._measure_again = 0.0
-            return self._bytes >= self._limit
 
     def append(self, looks: Iterable[Look]) -> None:
         """Keep looks until they are removed, all of them or none; they outlive a power cut from here on.

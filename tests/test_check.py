@@ -23,7 +23,7 @@ from collector.simulator.faults import Denied, HtmlPage
 from collector.warehouse.engine import connect_to_url
 from collector.warehouse.probes import GROUPS, keeps_sessions
 from tests.commands import Shell
-from tests.factories import at
+from tests.factories import at, scan
 from tests.simulation import ACCOUNT, OTHER_REGION, REGION, lead_here, make_simulator
 
 OTHER_ACCOUNT = "444455556666"
@@ -398,6 +398,13 @@ def test_what_waits_on_disk(run: Check, tmp_path: Path) -> None:
     assert spool_of(settings).waiting(1) == []
     ((verdict, text),) = run(regions=[REGION]).of("spool")
     assert (verdict, text.partition("; ")[0][-14:]) == ("warn", "1 file damaged")
+
+
+def test_a_full_spool_is_left_as_it_is(run: Check, tmp_path: Path) -> None:
+    """To thin it is the daemon's."""
+    spool_of(load({"data_dir": tmp_path})).append(scan(minutes) for minutes in range(300))
+    ((verdict, text),) = run(regions=[REGION], spool_limit="1MiB").of("spool")
+    assert (verdict, text.partition(" (")[0]) == ("fail", "full: 300 looks")
 
 
 def test_a_folder_that_cannot_be_made(run: Check, tmp_path: Path) -> None:
