@@ -5,7 +5,7 @@ once when the warehouse is back; what waits on disk follows, the oldest first, i
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -70,6 +70,7 @@ class Loader:
         self._retry_at = 0.0
         self._drain_at = 0.0
         self._put_off: dict[Path, tuple[float, float]] = {}
+        self._draining: Iterator[list[Spooled]] = iter(())
         self._choking: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self.trouble: str | None = None
@@ -218,6 +219,7 @@ class Loader:
             return
         self.trouble = None
         self._put_off.clear()
+        self._draining = iter(())
         log.info("the database is back", waiting_on_disk=self._spool.files)
 
     def _try_one(self) -> None:
@@ -226,7 +228,7 @@ class Loader:
         Raises:
             WarehouseAwayError: it cannot be stored. The next time it is another one's turn.
         """
-        for spooled in self._waiting(1):
+        for spooled in next(self._waiting(1), []):
             try:
                 self._store_batch([spooled.look])
             except WarehouseAwayError:
@@ -236,14 +238,17 @@ class Loader:
             except CollectorError:
                 return  # this one alone is at fault, which is for the draining to find out
 
-    def _waiting(self, limit: int) -> list[Spooled]:
+    def _waiting(self, size: int) -> Iterator[list[Spooled]]:
         now = monotonic()
-        return self._spool.waiting(
-            limit, besides={path for path, (until, _) in self._put_off.items() if until > now}
+        return self._spool.batches(
+            size, besides={path for path, (until, _) in self._put_off.items() if until > now}
         )
 
     def _drain(self) -> None:
-        waiting = self._waiting(_BATCH)
+        waiting = next(self._draining, [])
+        if not waiting:
+            self._draining = self._waiting(_BATCH)
+            waiting = next(self._draining, [])
         if not waiting:
             self._drain_at = monotonic() + _RETRY
             return

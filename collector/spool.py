@@ -8,7 +8,6 @@ Any number of threads and processes may use one folder. A file appears whole, by
 relies on one still being there.
 """
 
-import heapq
 import os
 import stat
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, timedelta
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic, time
@@ -155,16 +154,24 @@ class Spool:
 
         ``besides`` are files that are left out for now.
         """
-        names = [(entry.name, folder) for folder, entry in self._looks(abandoned=self._set_aside)]
+        return next(self.batches(limit, besides=besides), [])
+
+    def batches(self, size: int, *, besides: Collection[Path] = ()) -> Iterator[list[Spooled]]:
+        """Yield what waits when it begins, as ``waiting`` does, so many looks at a time.
+
+        The folders are listed once, and a file is read when it is its turn; one that is gone is skipped.
+        """
+        names = sorted((entry.name, folder) for folder, entry in self._looks(abandoned=self._set_aside))
         if len(names) != self._files:  # another process was here
             self._count()
-        heapq.heapify(names)
-        found: list[Spooled] = []
-        while names and len(found) < limit:
-            name, folder = heapq.heappop(names)
-            if folder / name not in besides and (look := self._read(folder / name)) is not None:
-                found.append(Spooled(folder / name, look))
-        return found
+        paths = (folder / name for name, folder in names)
+        found = (
+            Spooled(path, look)
+            for path in paths
+            if path not in besides and (look := self._read(path)) is not None
+        )
+        while batch := list(islice(found, size)):
+            yield batch
 
     def remove(self, spooled: Iterable[Spooled]) -> None:
         """Remove looks that are stored now, and the folders that are empty then; any may be gone already.

@@ -138,6 +138,19 @@ def test_the_oldest_comes_first(spool: Spool) -> None:
     assert waiting(spool, 0) == []
 
 
+def test_batches_are_what_waited_when_they_began(spool: Spool, folder: Path) -> None:
+    """Those that another process drained are skipped, and what is new comes with the next listing."""
+    spool.append(scan(minutes) for minutes in range(5))
+    batches = spool.batches(2)
+    found = [[spooled.look for spooled in next(batches)]]
+    other = spool_in(folder)
+    other.remove(other.waiting(3))
+    spool.append([scan(5)])
+    found += [[spooled.look for spooled in batch] for batch in batches]
+    assert found == [[scan(0), scan(1)], [scan(3), scan(4)]]
+    assert waiting(spool) == [scan(3), scan(4), scan(5)]
+
+
 def test_what_waits_is_there_for_the_next_process(spool: Spool, folder: Path) -> None:
     """With its number and size."""
     spool.append([scan(1), failure(2)])

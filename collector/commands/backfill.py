@@ -70,12 +70,12 @@ def from_spool(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
         schema.require_current(warehouse.engine)
         spool = spool_of(settings)
         with progress(spool.files, "looks stored from disk") as advance:
-            if dry_run:
-                looks = [spooled.look for spooled in spool.waiting(spool.files)]
-                record(warehouse.engine, looks, report.tally, dry_run=True, tell=report.tell)
-            while not dry_run and (waiting := spool.waiting(_BATCH_LOOKS)):
-                record(warehouse.engine, [spooled.look for spooled in waiting], report.tally)
-                spool.remove(waiting)
+            # A dry run takes all of them together, because each scan changes what the next one does.
+            for waiting in spool.batches(max(1, spool.files) if dry_run else _BATCH_LOOKS):
+                looks = [spooled.look for spooled in waiting]
+                record(warehouse.engine, looks, report.tally, dry_run=dry_run, tell=report.tell)
+                if not dry_run:
+                    spool.remove(waiting)
                 advance(len(waiting))
     return 3 if report.tally.refused else 0
 
