@@ -3,7 +3,7 @@
 "Could not ask" is never "there is none": what cannot be asked now is as it was known before.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -31,8 +31,8 @@ class Discovery:
         *,
         regions: Sequence[str],
         exclude: Sequence[str],
-        known: Callable[[], Iterable[Target]],
         now: Callable[[], datetime],
+        known: Collection[Target] = (),
     ) -> None:
         self._accounts = accounts
         self._regions = tuple(regions)
@@ -101,12 +101,12 @@ class Discovery:
         )
 
     def _remembered_accounts(self) -> list[Account]:
-        return self._accounts.remembered({target.account_id for target in self._known()})
+        return self._accounts.remembered({target.account_id for target in self._known})
 
     def _remembered(self, account: Account) -> list[str]:
         last = self._last_regions.get(account.account_id)
         if last is None:
-            last = [target.region for target in self._known() if target.account_id == account.account_id]
+            last = [target.region for target in self._known if target.account_id == account.account_id]
         return last
 
     def _patterns(self, account: Account) -> tuple[str, ...]:

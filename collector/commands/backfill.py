@@ -45,7 +45,6 @@ def from_sources(
             accounts=accounts,
             patience=settings.target_deadline,
             missing=lambda scan: history.missing_from(warehouse.engine, scan),
-            known=list,
         ) as polling,
     ):
         schema.require_current(warehouse.engine)

@@ -160,7 +160,7 @@ def _check_aws(settings: Settings, only: Sequence[str], report: _Report) -> None
         else:
             accounts = directory.current()
         discovery = Discovery(
-            directory, regions=settings.regions, exclude=settings.exclude_regions, known=list, now=utc_now
+            directory, regions=settings.regions, exclude=settings.exclude_regions, now=utc_now
         )
         _check_accounts(accounts, discovery, probes, report)
     finally:

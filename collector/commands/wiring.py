@@ -1,6 +1,6 @@
 """AWS, the warehouse and the spool joined: what the commands that poll are put together from."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -70,7 +70,7 @@ def polling_of(
     accounts: Sequence[str],
     patience: timedelta,
     missing: Callable[[Scan], set[str]],
-    known: Callable[[], Sequence[Target]],
+    known: Collection[Target] = (),
     now: Callable[[], datetime] = utc_now,
 ) -> Iterator[Polling]:
     """Join a warehouse and the accounts that are looked at.
@@ -206,7 +206,7 @@ def daemon_of(
             accounts=accounts,
             patience=timedelta(0),
             missing=missing,
-            known=lambda: list(known),
+            known=known,
             now=now,
         ) as polling,
     ):
