@@ -18,7 +18,7 @@ from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
-from collector.domain import Discovered, Failure, Scan, Target
+from collector.domain import Discovered, Failure, Look, Scan, Target
 from collector.errors import CollectorError
 from collector.loader import Loader
 from collector.outcomes import Tally
@@ -48,7 +48,7 @@ _CHECK_FRESHNESS = 60.0
 
 log = structlog.stdlib.get_logger(__name__)
 
-Result = Scan | Failure | None
+Result = Look | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Daemon:
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="look")
         self._discoverer = ThreadPoolExecutor(1, thread_name_prefix="discover")
         self._runners: set[Future[None]] = set()
-        self._results: SimpleQueue[Scan | Failure] = SimpleQueue()
+        self._results: SimpleQueue[Look] = SimpleQueue()
         self._discovery: Future[Discovered] | None = None
         self._next_discovery = 0.0
         self._leading: bool | None = None
@@ -253,7 +253,7 @@ class Daemon:
             log.warning("look failed", **where, code=result.code, cause=result.message)
 
     def _collect(self) -> None:
-        looks: list[Scan | Failure] = []
+        looks: list[Look] = []
         while True:
             try:
                 looks.append(self._results.get_nowait())

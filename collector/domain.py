@@ -6,7 +6,7 @@ equal hashes mean equal contents (see ``collector.aws.transform``).
 """
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from itertools import pairwise
 
@@ -133,6 +133,19 @@ class Scan:
         object.__setattr__(self, "tasks", tuple(tasks))
         object.__setattr__(self, "digest", _digest(tasks))
 
+    def __str__(self) -> str:
+        return f"{self.target} at {self.observed_at.isoformat()}"
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Account and Region."""
+        return self.target.account_id, self.target.region
+
+    @property
+    def instant(self) -> datetime:
+        """When it was seen (UTC)."""
+        return self.observed_at
+
 
 def _digest(tasks: list[ImportTask]) -> bytes:
     """Hash ``{(id, content)}``; the tasks are sorted by id, so their first order does not matter."""
@@ -159,6 +172,19 @@ class Failure:
     def __str__(self) -> str:
         where = f"account {self.account_id}" + (f", Region {self.region}" if self.region else "")
         return f"{where}: {self.code}: {self.message}"
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Account and Region, if one was known."""
+        return self.account_id, self.region
+
+    @property
+    def instant(self) -> datetime:
+        """When it failed (UTC)."""
+        return self.failed_at.astimezone(UTC)
+
+
+Look = Scan | Failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from time import monotonic
 
 import structlog
 
-from collector.domain import Failure, Scan
+from collector.domain import Look
 from collector.errors import CollectorError, SpoolError, WarehouseAwayError
 from collector.outcomes import Tally
 from collector.spool import Spool, Spooled
@@ -30,8 +30,6 @@ _PUT_OFF, _LONGEST_PUT_OFF = 60.0, 3600.0
 """Seconds before a look on disk that could not be stored is tried again; doubled each time."""
 
 log = structlog.stdlib.get_logger(__name__)
-
-Look = Scan | Failure
 
 
 class Loader:
@@ -183,8 +181,8 @@ class Loader:
             except CollectorError as refusal:
                 left.append(look)
                 self._choking.add(id(look))
-                log.error("look cannot be stored, and waits on disk", look=_name(look), error=str(refusal))
-                in_a_row.add(_place(look))
+                log.error("look cannot be stored, and waits on disk", look=str(look), error=str(refusal))
+                in_a_row.add(look.place)
                 if len(in_a_row) >= _HARDLY or isinstance(refusal, WarehouseAwayError):
                     self._note_trouble(error)
                     return left + batch[number + 1 :]
@@ -286,12 +284,3 @@ class Loader:
                 self._unwritten = len(looks)
         else:
             self._unwritten = 0
-
-
-def _place(look: Look) -> tuple[str, str | None]:
-    where = look.target if isinstance(look, Scan) else look
-    return where.account_id, where.region
-
-
-def _name(look: Look) -> str:
-    return str(look) if isinstance(look, Failure) else f"{look.target} at {look.observed_at.isoformat()}"

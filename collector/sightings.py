@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from collector.domain import Failure, Scan, Target
+from collector.domain import Failure, Look, Scan, Target
 from collector.errors import CollectorError
 from collector.state import TargetState
 
@@ -28,7 +28,7 @@ class Sightings:
         self._lock = threading.Lock()
         self._last = {target: _Last(TargetState(target, at)) for target, at in (last_good or {}).items()}
 
-    def saw(self, target: Target, look: Scan | Failure) -> TargetState:
+    def saw(self, target: Target, look: Look) -> TargetState:
         """Remember a look, and return the state that was before it."""
         with self._lock:
             before = self._last.get(target) or _Last(TargetState(target))
@@ -56,7 +56,7 @@ class Sightings:
             )
 
     @staticmethod
-    def _after(before: _Last, look: Scan | Failure) -> _Last:
+    def _after(before: _Last, look: Look) -> _Last:
         state = before.state
         if isinstance(look, Failure):
             since = state.failing_since or look.failed_at

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, timedelta
+from datetime import timedelta
 from itertools import groupby, islice
 from pathlib import Path
 from secrets import token_hex
@@ -25,12 +25,11 @@ from urllib.parse import quote
 
 import structlog
 
-from collector.domain import Scan
+from collector.domain import Look
 from collector.errors import SpoolError
 from collector.look_files import (
     DamagedFileError,
     FromWire,
-    Look,
     NewerFileError,
     ToWire,
     decoded,
@@ -246,11 +245,7 @@ class Spool:
             _remove_empty(draft.path.parent)
 
     def _folder_of(self, look: Look) -> Path:
-        account, region = (
-            (look.target.account_id, look.target.region)
-            if isinstance(look, Scan)
-            else (look.account_id, look.region)
-        )
+        account, region = look.place
         return self._folder / _folder_name(account) / (_NO_REGION if region is None else _folder_name(region))
 
     def _refusal(self, doing: str, error: OSError) -> SpoolError:
@@ -385,8 +380,7 @@ def _inner(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _name_of(look: Look) -> str:
     """Return a name that sorts by the look's instant, and that nobody else makes."""
-    instant = look.observed_at if isinstance(look, Scan) else look.failed_at
-    return f"{instant.astimezone(UTC):%Y%m%dT%H%M%S%fZ}-{token_hex(6)}{_LOOK}"
+    return f"{look.instant:%Y%m%dT%H%M%S%fZ}-{token_hex(6)}{_LOOK}"
 
 
 def _folder_name(text: str) -> str:

@@ -15,8 +15,8 @@ from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
 from collector.aws.transform import import_task, wire_task
-from collector.domain import Failure, Scan, Target
-from collector.loader import Loader, Look
+from collector.domain import Failure, Look, Scan, Target
+from collector.loader import Loader
 from collector.outcomes import Tally
 from collector.spool import Spool
 from collector.warehouse import schema

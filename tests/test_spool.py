@@ -25,9 +25,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from collector.aws.transform import import_task, wire_task
-from collector.domain import Failure, Scan, Target
+from collector.domain import Failure, Look, Scan, Target
 from collector.errors import SpoolError
-from collector.look_files import Look
 from collector.spool import ABANDONED_AFTER, Spool
 from tests.factories import TARGET, at, numbered, scan, task
 

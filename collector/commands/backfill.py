@@ -10,7 +10,7 @@ from collector.commands.composition import warehouse_of
 from collector.commands.reporting import Report, progress
 from collector.commands.wiring import Polling, polling_of, spool_of
 from collector.config import Settings
-from collector.domain import Evidence, Failure, Scan, Stretch, Target
+from collector.domain import Evidence, Failure, Look, Stretch, Target
 from collector.gathering import KEPT_FOR, halves, is_settled, unread_stretches
 from collector.polling import look_at_all
 from collector.warehouse import evidence, history, outages, schema
@@ -93,7 +93,7 @@ class _Job:
 
     def look(self) -> None:
         """Look at the present, and store it in batches as it comes."""
-        waiting: list[Scan | Failure] = []
+        waiting: list[Look] = []
         recorded_at = monotonic()
         looks = look_at_all(
             self.targets, self.polling.look, concurrency=self.settings.concurrency, cancel=self.polling.cancel
@@ -172,7 +172,7 @@ class _Job:
         gathered.tasks += tasks
         gathered.known += len(pieces) - len(new)
 
-    def _record(self, waiting: list[Scan | Failure]) -> None:
+    def _record(self, waiting: list[Look]) -> None:
         record(
             self.warehouse.engine,
             waiting,

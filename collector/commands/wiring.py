@@ -19,7 +19,7 @@ from collector.clock import never_the_same_twice, utc_now
 from collector.commands.doubts import Doubts
 from collector.config import Settings
 from collector.daemon import TICK, Daemon, Observer, Work
-from collector.domain import Discovered, Evidence, Failure, Scan, Target
+from collector.domain import Discovered, Evidence, Failure, Look, Scan, Target
 from collector.loader import Loader
 from collector.notify import notify
 from collector.outcomes import Tally
@@ -55,7 +55,7 @@ class Polling:
     """
 
     discover: Callable[[], Discovered]
-    look: Callable[[Target], Scan | Failure | None]
+    look: Callable[[Target], Look | None]
     images: Callable[[Target], list[Evidence] | Failure]
     requests: Callable[[Target, datetime, datetime], list[Evidence] | Failure]
     cancel: Callable[[], None]
@@ -152,7 +152,7 @@ class _Answers:
         """Whether there is an answer that is not stored yet."""
         return self.newest is not self._recorded
 
-    def store(self, looks: Sequence[Scan | Failure]) -> Tally:
+    def store(self, looks: Sequence[Look]) -> Tally:
         """Store looks, and then the newest answer if it is owed or may end what they began."""
         tally = record(self._engine, looks)
         newest = self.newest
