@@ -5,8 +5,10 @@ here is storable text, every instant is timezone-aware UTC, and every list is in
 equal hashes mean equal contents (see ``collector.aws.transform``).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from itertools import pairwise
 
@@ -26,6 +28,15 @@ class Target:
 
     def __str__(self) -> str:
         return f"account {self.account_id}, Region {self.region}"
+
+
+def is_chosen(region: str, patterns: Collection[str], exclude: Collection[str]) -> bool:
+    """Whether a Region is looked at: ``all``, or globs that choose it, and none that exclude it."""
+    return ("all" in patterns or _matches(region, patterns)) and not _matches(region, exclude)
+
+
+def _matches(region: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(region, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True, slots=True)
