@@ -48,11 +48,11 @@ class Sightings:
         return set(last.listed - {task.import_task_id for task in scan.tasks})
 
     def states(self, targets: Iterable[Target]) -> tuple[TargetState, ...]:
-        """Return what is known of these targets, sorted."""
+        """Return what is known of these targets, in their order."""
         with self._lock:
             return tuple(
                 self._last[target].state if target in self._last else TargetState(target)
-                for target in sorted(targets)
+                for target in targets
             )
 
     @staticmethod
