@@ -15,7 +15,6 @@ from collector.gathering import KEPT_FOR, halves, is_settled, unread_stretches
 from collector.polling import look_at_all
 from collector.warehouse import evidence, history, outages, schema
 from collector.warehouse.access import Warehouse
-from collector.warehouse.recording import record
 
 _BATCH_SECONDS = 1.0
 _BATCH_LOOKS = 200
@@ -51,7 +50,7 @@ def from_sources(
         found = polling.discover()
         if not dry_run:
             outages.record_answers(warehouse.engine, found.answered, found.asked_at)
-        record(warehouse.engine, found.failures, report.tally, dry_run=dry_run)
+        report.record(warehouse, found.failures)
         job = _Job(settings, warehouse, polling, found.targets, report, since)
         if "api" in sources:
             job.look()
@@ -71,8 +70,7 @@ def from_spool(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
         with progress(spool.files, "looks stored from disk") as advance:
             # A dry run takes all of them together, because each scan changes what the next one does.
             for waiting in spool.batches(max(1, spool.files) if dry_run else _BATCH_LOOKS):
-                looks = [spooled.look for spooled in waiting]
-                record(warehouse.engine, looks, report.tally, dry_run=dry_run, tell=report.tell)
+                report.record(warehouse, [spooled.look for spooled in waiting])
                 if not dry_run:
                     spool.remove(waiting)
                 advance(len(waiting))
@@ -173,13 +171,7 @@ class _Job:
         gathered.known += len(pieces) - len(new)
 
     def _record(self, waiting: list[Look]) -> None:
-        record(
-            self.warehouse.engine,
-            waiting,
-            self.report.tally,
-            dry_run=self.report.dry_run,
-            tell=self.report.tell,
-        )
+        self.report.record(self.warehouse, waiting)
         waiting.clear()
 
 
