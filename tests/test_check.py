@@ -23,6 +23,7 @@ from collector.simulator.faults import Denied, HtmlPage
 from collector.warehouse.engine import connect_to_url
 from collector.warehouse.probes import GROUPS, keeps_sessions
 from tests.commands import Shell
+from tests.conftest import drop_database
 from tests.factories import at, scan
 from tests.simulation import ACCOUNT, OTHER_REGION, REGION, lead_here, make_simulator
 
@@ -307,6 +308,21 @@ def test_a_database_that_was_never_migrated(run: Check, empty_database_url: str)
 
     assert (checked.code, checked.failed, checked.of("rights")) == (1, ["schema"], [])
     assert "run `collector migrate`" in checked.printed
+
+
+def test_a_database_in_another_encoding(run: Check, server_url: str) -> None:
+    """It is said once, and nothing else is asked of it."""
+    name = f"ascii_{uuid.uuid4().hex}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        create = f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'"
+        connection.execute(create.encode())
+    url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    try:
+        checked = run(database_url=url, regions=[REGION])
+    finally:
+        drop_database(server_url, name)
+    assert (checked.code, checked.failed, checked.of("schema")) == (1, ["database"], [])
+    assert "create one with ENCODING 'UTF8'" in checked.printed
 
 
 def test_a_database_that_is_read_only(run: Check, database_url: str) -> None:

@@ -29,8 +29,8 @@ from collector.polling import UNANSWERED
 from collector.redaction import redacted
 from collector.warehouse import schema
 from collector.warehouse.access import Warehouse
-from collector.warehouse.engine import OLDEST_SERVER
-from collector.warehouse.probes import GROUPS, keeps_sessions, missing_groups, missing_rights, server
+from collector.warehouse.engine import server_of, translated_errors
+from collector.warehouse.probes import GROUPS, keeps_sessions, missing_groups, missing_rights
 from collector.web.server import bind
 
 _AT_ONCE = 16
@@ -319,16 +319,18 @@ def _check_warehouse(settings: Settings, report: _Report) -> None:
 
 def _check_server(warehouse: Warehouse, report: _Report) -> bool:
     try:
-        found = server(warehouse.engine)
+        with translated_errors(), warehouse.engine.connect() as connection:
+            found = server_of(connection)
     except WarehouseError as error:
         mend = "" if warehouse.embedded else "see to the server, database_url and its password"
         report.fail("database", str(error), mend)
         return False
     kind = "embedded " if warehouse.embedded else ""
     text = f"{kind}PostgreSQL {found.version}, database {found.database}, as role {found.role}"
-    if found.too_old:
-        report.fail("database", text, f"it must be PostgreSQL {OLDEST_SERVER} or newer")
-    elif found.read_only:
+    if found.fault:
+        report.fail("database", text, found.fault)
+        return False
+    if found.read_only:
         report.fail("database", f"{text}, is read-only", "point database_url at the primary")
     else:
         report.well("database", text)
