@@ -131,6 +131,17 @@ def connect_to_parameters(
     return connect
 
 
+def impatient(connect: Connect, seconds: float) -> Connect:
+    """Return what connects as ``connect`` does, but waits for an answer no longer than that."""
+
+    def connect_impatiently() -> PatientConnection:
+        connection = connect()
+        connection.patience = Patience(seconds)
+        return connection
+
+    return connect_impatiently
+
+
 def make_engine(connect: Connect, *, pool_timeout: float = 30.0) -> Engine:
     """Return an engine at READ COMMITTED, which the merge needs: a snapshot must not predate its lock.
 
