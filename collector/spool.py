@@ -112,7 +112,12 @@ class Spool:
     @property
     def damaged(self) -> int:
         """How many files were set aside because they cannot be read."""
-        return len(self._entries(self._folder / _DAMAGED))
+        return len(self._entries(self.damaged_folder))
+
+    @property
+    def damaged_folder(self) -> Path:
+        """Where those files are."""
+        return self._folder / _DAMAGED
 
     @property
     def full(self) -> bool:
@@ -277,7 +282,7 @@ class Spool:
     def _set_aside(self, path: Path, cause: str = "whoever wrote it never finished it") -> None:
         """Move a file to where nobody reads it, under a name that tells where it was."""
         account, region, name = path.parts[-3:]
-        goal = self._folder / _DAMAGED / f"{account}_{region}_{name.lstrip('.')}.{token_hex(4)}"
+        goal = self.damaged_folder / f"{account}_{region}_{name.lstrip('.')}.{token_hex(4)}"
         try:
             _make_folder(goal.parent)
             moved = self._take_away(path, lambda path: path.rename(goal))

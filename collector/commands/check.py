@@ -21,7 +21,7 @@ from collector.aws.probes import Probes, Refusal
 from collector.clock import utc_now
 from collector.commands.composition import warehouse_of
 from collector.commands.tables import in_one_line
-from collector.commands.wiring import accounts_of, spool_of
+from collector.commands.wiring import accounts_of, spool_folder, spool_of
 from collector.config import Settings
 from collector.domain import Failure
 from collector.errors import EmbeddedPostgresError, SpoolError, UsageError, WarehouseError
@@ -395,7 +395,7 @@ def _check_sessions(warehouse: Warehouse, report: _Report) -> None:
 
 
 def _check_spool(settings: Settings, report: _Report) -> None:
-    folder = settings.data_dir / "spool"
+    folder = spool_folder(settings)
     try:
         if not folder.is_dir():  # made by whoever runs the daemon, who may be somebody else
             _check_place_of_spool(folder, report)
@@ -411,8 +411,8 @@ def _check_spool(settings: Settings, report: _Report) -> None:
         mend = "mend the database, then `collector run` or `collector backfill --spool` stores them"
         report.fail("spool", f"full: {waiting}, and polling stops", mend)
     elif spool.damaged:
-        where = folder / "damaged"
-        report.doubt("spool", f"{waiting}, {_counted(spool.damaged, 'file')} damaged", f"see {where}")
+        damaged = f"{_counted(spool.damaged, 'file')} damaged"
+        report.doubt("spool", f"{waiting}, {damaged}", f"see {spool.damaged_folder}")
     else:
         report.well("spool", waiting)
 

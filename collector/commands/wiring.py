@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import structlog
 
@@ -37,14 +38,18 @@ _LAST_ANSWER = 1.0
 log = structlog.stdlib.get_logger(__name__)
 
 
+def spool_folder(settings: Settings) -> Path:
+    """Return where looks wait on disk for the warehouse."""
+    return settings.data_dir / "spool"
+
+
 def spool_of(settings: Settings) -> Spool:
     """Return what waits on disk for the warehouse.
 
     Raises:
         SpoolError: the folder cannot be used.
     """
-    folder = settings.data_dir / "spool"
-    return Spool(folder, limit=settings.spool_limit, to_wire=wire_task, from_wire=import_task)
+    return Spool(spool_folder(settings), limit=settings.spool_limit, to_wire=wire_task, from_wire=import_task)
 
 
 @dataclass(frozen=True, slots=True)
