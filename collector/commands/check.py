@@ -31,7 +31,7 @@ from collector.warehouse import schema
 from collector.warehouse.access import Warehouse
 from collector.warehouse.engine import server_of, translated_errors
 from collector.warehouse.probes import GROUPS, keeps_sessions, missing_groups, missing_rights
-from collector.web.server import bind
+from collector.web.server import bind, place
 
 _AT_ONCE = 16
 """Questions to AWS at the same time."""
@@ -431,11 +431,11 @@ def _check_listen(settings: Settings, report: _Report) -> None:
         bind(host, port).close()
     except UsageError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE:
-            report.note("listen", f"{host}:{port} is in use, by the daemon if that runs")
+            report.note("listen", f"{place(host, port)} is in use, by the daemon if that runs")
         else:
             report.fail("listen", str(error).removeprefix("listen: "))
     else:
-        report.well("listen", f"{host}:{port} is free" if port else f"a free port of {host}")
+        report.well("listen", f"{place(host, port)} is free" if port else f"a free port of {host}")
 
 
 def _counted(number: int, what: str) -> str:
