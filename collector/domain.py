@@ -170,7 +170,7 @@ def _digest(tasks: list[ImportTask]) -> bytes:
 class Failure:
     """One look that failed: it says nothing about any task.
 
-    ``target.region`` is empty where an account failed before its Regions were known. ``code`` is AWS's
+    ``region`` is ``None`` where an account failed before its Regions were known. ``code`` is AWS's
     error code or our error's name; ``message`` is safe to log and store.
     """
 

@@ -64,7 +64,7 @@ class Loader:
         self._in_hand: list[Look] = []
         self._since: float | None = None
         self._closing = False
-        self._unwritten = 0
+        self._unwritten = False
         self._retry_at = 0.0
         self._drain_at = 0.0
         self._put_off: dict[Path, tuple[float, float]] = {}
@@ -86,7 +86,7 @@ class Loader:
     @property
     def blocked(self) -> bool:
         """Whether no more may be looked at, because there is no room for what would be seen."""
-        return self._spool.full or self._unwritten > 0
+        return self._spool.full or self._unwritten
 
     @property
     def busy_for(self) -> float:
@@ -143,7 +143,7 @@ class Loader:
             if left:
                 self._write(left)
             else:
-                self._unwritten = 0
+                self._unwritten = False
             self._in_hand = []
         if self._spool.full and not self._closing:
             self._spool.make_room()
@@ -281,6 +281,6 @@ class Loader:
                 )
             with self._wake:
                 self._queue[:0] = looks
-                self._unwritten = len(looks)
+                self._unwritten = True
         else:
-            self._unwritten = 0
+            self._unwritten = False

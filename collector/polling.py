@@ -204,11 +204,6 @@ class Cadence:
             ]
         return max(0.0, *waiting) if waiting else 0.0
 
-    def silent_regions(self) -> list[str]:
-        """Return the Regions that do not answer and get one look at a time, sorted."""
-        with self._lock:
-            return sorted(name for name, region in self._regions.items() if region.tripped)
-
     def _share(self) -> int:
         return max(1, self._concurrency // max(1, min(_SHARES, len(self._regions))))
 

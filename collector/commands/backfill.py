@@ -87,7 +87,6 @@ class _Job:
     targets: Sequence[Target]
     report: Report
     since: datetime | None
-    now: Callable[[], datetime] = utc_now
 
     def look(self) -> None:
         """Look at the present, and store it in batches as it comes."""
@@ -141,7 +140,7 @@ class _Job:
     def _requests(self, target: Target) -> "_Gathered":
         """Store stretch by stretch, so that an interruption costs no more than one."""
         gathered = _Gathered()
-        now = self.now()
+        now = utc_now()
         read = evidence.stretches_read(self.warehouse.engine, target)
         left = unread_stretches(self.since or now - KEPT_FOR, now, read)
         while left:
