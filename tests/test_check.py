@@ -31,6 +31,7 @@ OTHER_ACCOUNT = "444455556666"
 ROLE = f"arn:aws:iam::{OTHER_ACCOUNT}:role/collector"
 OWN_AND_ANOTHER = [{}, {"role_arn": ROLE}]
 LISTING = "ec2:DescribeImportImageTasks"
+EVIDENCE = ("ec2:DescribeImages", "cloudtrail:LookupEvents")
 
 
 @pytest.fixture
@@ -96,7 +97,8 @@ def test_all_well(run: Check) -> None:
         ("ok", f"arn:aws:iam::{ACCOUNT}:user/simulated of account {ACCOUNT}")
     ]
     assert checked.of(f"account {ACCOUNT}, Regions") == [("ok", "2 enabled, 2 to look at")]
-    assert checked.of(f"account {ACCOUNT}, {LISTING}") == [("ok", "allowed in 2 Regions")]
+    for action in (LISTING, *EVIDENCE):
+        assert checked.of(f"account {ACCOUNT}, {action}") == [("ok", "allowed in 2 Regions")]
     assert [checked.verdict(name) for name in ("database", "rights", "schema", "spool", "listen")] == [
         "ok"
     ] * 5
@@ -229,6 +231,19 @@ def test_a_region_that_is_not_enabled(run: Check) -> None:
     assert refused[1].startswith("AuthFailure in me-south-1: ")
     assert "enable the Region" in refused[1]
     assert allowed == ("ok", "allowed in 1 Region")
+
+
+@pytest.mark.parametrize("action", EVIDENCE)
+def test_evidence_that_cannot_be_asked_for_is_a_doubt(run: Check, simulator: Simulator, action: str) -> None:
+    """The daemon does without."""
+    simulator.faults.add(Denied("AccessDeniedException"), action=action.partition(":")[2])
+
+    checked = run(regions=[REGION])
+
+    ((verdict, text),) = checked.of(f"account {ACCOUNT}, {action}")
+    assert (checked.code, verdict) == (0, "warn")
+    assert text.startswith(f"AccessDeniedException in {REGION}: ")
+    assert "only `collector backfill` needs it; allow it: `collector iam-policy`" in text
 
 
 def test_regions_that_cannot_be_asked_for(run: Check, simulator: Simulator) -> None:

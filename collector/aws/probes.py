@@ -69,6 +69,16 @@ class Probes:
         client = self._clients.ec2(region)
         return self._dry_run(account, client.describe_import_image_tasks)
 
+    def describing_images(self, account: Account, region: str) -> Refusal | None:
+        """Say why an account cannot be asked for AMIs in a Region."""
+        client = self._clients.ec2(region)
+        return self._dry_run(account, client.describe_images)
+
+    def looking_up_events(self, account: Account, region: str) -> Refusal | None:
+        """Say why CloudTrail cannot be asked in a Region, by reading one event."""
+        client = self._clients.cloudtrail(region)
+        return self._refusal(account, lambda: client.lookup_events(MaxResults=1))
+
     def _dry_run(self, account: Account, call: Callable[..., dict[str, Any]]) -> Refusal | None:
         def question() -> None:
             try:

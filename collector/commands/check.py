@@ -44,6 +44,10 @@ _SKEW_REFUSED = timedelta(minutes=5)
 """AWS takes no signature that is older or newer than this."""
 
 
+_Probe = Callable[[Account, str], Refusal | None]
+_Answers = Mapping[str, Refusal | None]
+"""What came of a probe in an account's Regions."""
+
 _FORBIDDEN = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
 _NO_ANSWER = UNANSWERED | {"ProxyConnection", "SSL", UnusableAnswerError.code}
 _NETWORK = "see to the network, proxies (HTTPS_PROXY), endpoints (AWS_ENDPOINT_URL) and CA bundle"
@@ -224,9 +228,22 @@ def _check_accounts(
         for account, regions in zip(reachable, found, strict=True):
             chosen[account.account_id] = _check_regions(account, regions, discovery, report)
         targets = [(account, region) for account in reachable for region in chosen[account.account_id]]
-        answers = iter([*pool.map(lambda target: probes.describing_tasks(*target), targets)])
+
+        def ask(probe: _Probe, targets: Sequence[tuple[Account, str]]) -> Mapping[Account, _Answers]:
+            answers = defaultdict[Account, dict[str, Refusal | None]](dict)
+            refusals = pool.map(lambda target: probe(*target), targets)
+            for (account, region), refusal in zip(targets, refusals, strict=True):
+                answers[account][region] = refusal
+            return answers
+
+        tasks = ask(probes.describing_tasks, targets)
+        allowed = [(account, region) for account, region in targets if tasks[account][region] is None]
+        images = ask(probes.describing_images, allowed)
+        events = ask(probes.looking_up_events, allowed)
         for account in reachable:
-            _check_tasks(account, {region: next(answers) for region in chosen[account.account_id]}, report)
+            _check_action(account, "ec2:DescribeImportImageTasks", tasks[account], report)
+            _check_action(account, "ec2:DescribeImages", images[account], report, needed=False)
+            _check_action(account, "cloudtrail:LookupEvents", events[account], report, needed=False)
 
 
 def _check_role(account: Account, refusal: Refusal | None, report: _Report) -> bool:
@@ -268,9 +285,11 @@ def _check_regions(
     return chosen
 
 
-def _check_tasks(account: Account, answers: Mapping[str, Refusal | None], report: _Report) -> None:
-    """Tell which Regions can be looked at, and, a line for each code, which cannot."""
-    subject = f"account {account.account_id}, ec2:DescribeImportImageTasks"
+def _check_action(
+    account: Account, action: str, answers: _Answers, report: _Report, *, needed: bool = True
+) -> None:
+    """Tell in which Regions an action is allowed, and, a line for each code, in which it is not."""
+    subject = f"account {account.account_id}, {action}"
     refused: defaultdict[str, list[str]] = defaultdict(list)
     messages: dict[str, str] = {}
     for region, refusal in answers.items():
@@ -278,15 +297,15 @@ def _check_tasks(account: Account, answers: Mapping[str, Refusal | None], report
             refused[refusal.code].append(region)
             messages.setdefault(refusal.code, refusal.message)
     for code, regions in sorted(refused.items()):
-        report.fail(
-            subject,
-            f"{code} in {', '.join(regions)}: {messages[code]}",
-            _mend_of(code),
-            all_of_it=False,
-        )
+        text = f"{code} in {', '.join(regions)}: {messages[code]}"
+        if needed:
+            report.fail(subject, text, _mend_of(code), all_of_it=False)
+        else:
+            report.doubt(subject, text, f"only `collector backfill` needs it; {_mend_of(code)}")
     if allowed := len(answers) - sum(map(len, refused.values())):
         report.well(subject, f"allowed in {_counted(allowed, 'Region')}")
-        report.account(account.account_id, works=True)
+        if needed:
+            report.account(account.account_id, works=True)
 
 
 def _mend_of(code: str, *, hub: bool = False) -> str:
