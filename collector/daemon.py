@@ -18,7 +18,7 @@ from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
-from collector.domain import Discovered, Failure, Scan, Target
+from collector.domain import Discovered, Failure, Look, Scan, Target
 from collector.errors import CollectorError
 from collector.loader import Loader
 from collector.outcomes import Tally
@@ -48,7 +48,7 @@ _CHECK_FRESHNESS = 60.0
 
 log = structlog.stdlib.get_logger(__name__)
 
-Result = Scan | Failure | None
+Result = Look | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Daemon:
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="look")
         self._discoverer = ThreadPoolExecutor(1, thread_name_prefix="discover")
         self._runners: set[Future[None]] = set()
-        self._results: SimpleQueue[Scan | Failure] = SimpleQueue()
+        self._results: SimpleQueue[Look] = SimpleQueue()
         self._discovery: Future[Discovered] | None = None
         self._next_discovery = 0.0
         self._leading: bool | None = None
@@ -126,14 +126,11 @@ class Daemon:
         self._wake = threading.Event()
         self._reload_wanted = False
 
-    def run(self, *, reload: Callable[[], bool] = lambda: False, stood_by: bool = False) -> bool:
+    def run(self, *, reload: Callable[[], bool] = lambda: False, stood_by: bool = False) -> None:
         """Poll until ``stop`` is called, then end within seconds.
 
-        ``reload`` reads the configuration again when that is wanted, and says whether it is good.
-        ``stood_by``: this process stood by before, and goes on so while nobody can say who leads.
-
-        Returns:
-            Whether it ended only to begin again with a new configuration.
+        ``reload`` reads the configuration again when that is wanted, and says whether it is good: that ends
+        it, too. ``stood_by``: this process stood by before, and goes on so while nobody can say who leads.
         """
         self._loader.start()
         leader = threading.Thread(target=self._keep_asking_who_leads, name="leadership", daemon=True)
@@ -142,7 +139,6 @@ class Daemon:
         options = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
         seconds = self._tick_interval.total_seconds()
         trigger = _NoCatchingUp(seconds=seconds, timezone="UTC")
-        again = False
         try:
             self._leading = False if stood_by else None
             self._ask_who_leads()
@@ -155,7 +151,7 @@ class Daemon:
                 self._wake.clear()
                 if self._reload_wanted:
                     self._reload_wanted = False
-                    if again := reload():
+                    if reload():
                         break
                 # The scheduler goes by the wall clock: set back by an hour, it would sleep for an hour.
                 if monotonic() - self._last_tick > _OVERDUE_TICKS * seconds:
@@ -166,7 +162,6 @@ class Daemon:
             if scheduler.running:
                 scheduler.shutdown(wait=False)
             self._end()
-        return again
 
     def stop(self) -> None:
         """End ``run``; good for a signal handler."""
@@ -253,7 +248,7 @@ class Daemon:
             log.warning("look failed", **where, code=result.code, cause=result.message)
 
     def _collect(self) -> None:
-        looks: list[Scan | Failure] = []
+        looks: list[Look] = []
         while True:
             try:
                 looks.append(self._results.get_nowait())

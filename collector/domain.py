@@ -6,10 +6,11 @@ equal hashes mean equal contents (see ``collector.aws.transform``).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from itertools import pairwise
 from typing import overload
@@ -30,6 +31,15 @@ class Target:
 
     def __str__(self) -> str:
         return f"account {self.account_id}, Region {self.region}"
+
+
+def is_chosen(region: str, patterns: Collection[str], exclude: Collection[str]) -> bool:
+    """Whether a Region is looked at: ``all``, or globs that choose it, and none that exclude it."""
+    return ("all" in patterns or _matches(region, patterns)) and not _matches(region, exclude)
+
+
+def _matches(region: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(region, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +196,19 @@ class Scan:
         if self.observed_at.utcoffset() != timedelta(0):
             raise ValueError(f"observed_at of a scan of {self.target} is not UTC: {self.observed_at}")
 
+    def __str__(self) -> str:
+        return f"{self.target} at {self.observed_at.isoformat()}"
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Account and Region."""
+        return self.target.account_id, self.target.region
+
+    @property
+    def instant(self) -> datetime:
+        """When it was seen (UTC)."""
+        return self.observed_at
+
     @property
     def digest(self) -> bytes:
         """The digest of its tasks."""
@@ -196,7 +219,7 @@ class Scan:
 class Failure:
     """One look that failed: it says nothing about any task.
 
-    ``target.region`` is empty where an account failed before its Regions were known. ``code`` is AWS's
+    ``region`` is ``None`` where an account failed before its Regions were known. ``code`` is AWS's
     error code or our error's name; ``message`` is safe to log and store.
     """
 
@@ -209,6 +232,19 @@ class Failure:
     def __str__(self) -> str:
         where = f"account {self.account_id}" + (f", Region {self.region}" if self.region else "")
         return f"{where}: {self.code}: {self.message}"
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Account and Region, if one was known."""
+        return self.account_id, self.region
+
+    @property
+    def instant(self) -> datetime:
+        """When it failed (UTC)."""
+        return self.failed_at.astimezone(UTC)
+
+
+Look = Scan | Failure
 
 
 @dataclass(frozen=True, slots=True)

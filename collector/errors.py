@@ -34,10 +34,6 @@ class WarehouseAwayError(WarehouseError):
     """The database cannot be reached or cannot work just now; the same may well succeed later."""
 
 
-class ScanRefusedError(CollectorError):
-    """A scan contradicts one that is already stored; nothing of it was stored."""
-
-
 class EmbeddedPostgresError(CollectorError):
     """The embedded server cannot be installed, started or reached; the text says what to do."""
 

@@ -5,13 +5,13 @@ once when the warehouse is back; what waits on disk follows, the oldest first, i
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 
 import structlog
 
-from collector.domain import Failure, Scan
+from collector.domain import Look
 from collector.errors import CollectorError, SpoolError, WarehouseAwayError
 from collector.outcomes import Tally
 from collector.spool import Spool, Spooled
@@ -31,14 +31,13 @@ _PUT_OFF, _LONGEST_PUT_OFF = 60.0, 3600.0
 
 log = structlog.stdlib.get_logger(__name__)
 
-Look = Scan | Failure
-
 
 class Loader:
     """Stores what is ``put``, in the order in which it comes.
 
     ``store`` stores looks whole or raises, ``reach`` raises while the warehouse cannot be used, ``repair``
-    mends it if it is ours to mend, ``give_up`` makes a ``store`` under way raise soon.
+    mends it if it is ours to mend, ``give_up`` makes a ``store`` under way raise soon. ``owes``: there is
+    something to store even without any look.
     """
 
     def __init__(
@@ -50,6 +49,7 @@ class Loader:
         give_up: Callable[[], None],
         spool: Spool,
         told: Callable[[Tally, float], None],
+        owes: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._reach = reach
@@ -57,16 +57,18 @@ class Loader:
         self._give_up = give_up
         self._spool = spool
         self._told = told
+        self._owes = owes
         self._wake = threading.Condition()
         self._rescuing = threading.Lock()
         self._queue: list[Look] = []
         self._in_hand: list[Look] = []
         self._since: float | None = None
         self._closing = False
-        self._unwritten = 0
+        self._unwritten = False
         self._retry_at = 0.0
         self._drain_at = 0.0
         self._put_off: dict[Path, tuple[float, float]] = {}
+        self._draining: Iterator[list[Spooled]] = iter(())
         self._choking: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self.trouble: str | None = None
@@ -84,7 +86,7 @@ class Loader:
     @property
     def blocked(self) -> bool:
         """Whether no more may be looked at, because there is no room for what would be seen."""
-        return self._spool.full or self._unwritten > 0
+        return self._spool.full or self._unwritten
 
     @property
     def busy_for(self) -> float:
@@ -135,14 +137,16 @@ class Loader:
     def _work(self, batch: list[Look]) -> None:
         if self.trouble is not None and (monotonic() >= self._retry_at or self._closing):
             self._try_again()
-        if batch:
+        if batch or (self.trouble is None and self._owes()):
             left = batch if self.trouble is not None else self._store_all(batch)
             self._in_hand = left
             if left:
                 self._write(left)
             else:
-                self._unwritten = 0
+                self._unwritten = False
             self._in_hand = []
+        if self._spool.full and not self._closing:
+            self._spool.make_room()
         # After each batch, and not only when there is none: looks may come without a pause for years.
         if self.trouble is None and self._spool.files and monotonic() >= self._drain_at and not self._closing:
             self._drain()
@@ -177,8 +181,8 @@ class Loader:
             except CollectorError as refusal:
                 left.append(look)
                 self._choking.add(id(look))
-                log.error("look cannot be stored, and waits on disk", look=_name(look), error=str(refusal))
-                in_a_row.add(_place(look))
+                log.error("look cannot be stored, and waits on disk", look=str(look), error=str(refusal))
+                in_a_row.add(look.place)
                 if len(in_a_row) >= _HARDLY or isinstance(refusal, WarehouseAwayError):
                     self._note_trouble(error)
                     return left + batch[number + 1 :]
@@ -213,6 +217,7 @@ class Loader:
             return
         self.trouble = None
         self._put_off.clear()
+        self._draining = iter(())
         log.info("the database is back", waiting_on_disk=self._spool.files)
 
     def _try_one(self) -> None:
@@ -221,7 +226,7 @@ class Loader:
         Raises:
             WarehouseAwayError: it cannot be stored. The next time it is another one's turn.
         """
-        for spooled in self._waiting(1):
+        for spooled in next(self._waiting(1), []):
             try:
                 self._store_batch([spooled.look])
             except WarehouseAwayError:
@@ -231,14 +236,17 @@ class Loader:
             except CollectorError:
                 return  # this one alone is at fault, which is for the draining to find out
 
-    def _waiting(self, limit: int) -> list[Spooled]:
+    def _waiting(self, size: int) -> Iterator[list[Spooled]]:
         now = monotonic()
-        return self._spool.waiting(
-            limit, besides={path for path, (until, _) in self._put_off.items() if until > now}
+        return self._spool.batches(
+            size, besides={path for path, (until, _) in self._put_off.items() if until > now}
         )
 
     def _drain(self) -> None:
-        waiting = self._waiting(_BATCH)
+        waiting = next(self._draining, [])
+        if not waiting:
+            self._draining = self._waiting(_BATCH)
+            waiting = next(self._draining, [])
         if not waiting:
             self._drain_at = monotonic() + _RETRY
             return
@@ -273,15 +281,6 @@ class Loader:
                 )
             with self._wake:
                 self._queue[:0] = looks
-                self._unwritten = len(looks)
+                self._unwritten = True
         else:
-            self._unwritten = 0
-
-
-def _place(look: Look) -> tuple[str, str | None]:
-    where = look.target if isinstance(look, Scan) else look
-    return where.account_id, where.region
-
-
-def _name(look: Look) -> str:
-    return str(look) if isinstance(look, Failure) else f"{look.target} at {look.observed_at.isoformat()}"
+            self._unwritten = False

@@ -12,14 +12,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from collector.domain import Failure, ImportTask, Scan, Target, Tasks
+from collector.domain import Failure, ImportTask, Look, Scan, Target, Tasks
 from collector.errors import CollectorError
 
 FORMAT = 1
 """The number of the files' format; a greater one only for files that this release could not read."""
 
 Json = dict[str, Any]
-Look = Scan | Failure
 ToWire = Callable[[ImportTask], Json]
 FromWire = Callable[[object], ImportTask]
 

@@ -13,12 +13,12 @@ from random import Random
 from time import monotonic, sleep
 from typing import Protocol, TypeVar
 
-from collector.domain import Failure, Scan, Target
+from collector.domain import Failure, Look, Scan, Target
 from collector.errors import WarehouseError
 
 T = TypeVar("T")
 
-Look = Callable[[Target], Scan | Failure]
+LookAt = Callable[[Target], Look]
 
 
 class Leases(Protocol):
@@ -31,13 +31,13 @@ class Leases(Protocol):
         """Give it back."""
 
 
-def leased(look: Look, leases: Leases, *, patience: timedelta) -> Callable[[Target], Scan | Failure | None]:
+def leased(look: LookAt, leases: Leases, *, patience: timedelta) -> Callable[[Target], Look | None]:
     """Wrap a look so that it holds the target's lease; ``None`` when that was not free in time.
 
     Where nobody can be asked for a lease, because the database is away, nobody else is known to look.
     """
 
-    def look_with_lease(target: Target) -> Scan | Failure | None:
+    def look_with_lease(target: Target) -> Look | None:
         give_up = monotonic() + patience.total_seconds()
         try:
             while not leases.acquire(target):
@@ -182,7 +182,7 @@ class Cadence:
             best.in_flight += 1
             return target
 
-    def done(self, target: Target, result: Scan | Failure | None, now: float) -> None:
+    def done(self, target: Target, result: Look | None, now: float) -> None:
         """Say what came of a look; ``None``: another process is at it."""
         with self._lock:
             started = self._in_flight.pop(target)
@@ -204,11 +204,6 @@ class Cadence:
             ]
         return max(0.0, *waiting) if waiting else 0.0
 
-    def silent_regions(self) -> list[str]:
-        """Return the Regions that do not answer and get one look at a time, sorted."""
-        with self._lock:
-            return sorted(name for name, region in self._regions.items() if region.tripped)
-
     def _share(self) -> int:
         return max(1, self._concurrency // max(1, min(_SHARES, len(self._regions))))
 
@@ -221,7 +216,7 @@ class Cadence:
         while region.queue and self._due.get(region.queue[0][1]) != region.queue[0][0]:
             heappop(region.queue)
 
-    def _pause(self, target: Target, result: Scan | Failure | None) -> float:
+    def _pause(self, target: Target, result: Look | None) -> float:
         if isinstance(result, Failure):
             failures = self._failures[target] = self._failures.get(target, 0) + 1
             longest = min(self._interval * 2.0 ** min(failures - 1, 20), self._idle_interval)
@@ -235,6 +230,6 @@ class Cadence:
         return longest * self._chance.uniform(0.1, 1.0)
 
 
-def _is_idle(result: Scan | Failure | None) -> bool:
+def _is_idle(result: Look | None) -> bool:
     """Whether a look saw everything, and nothing that will change."""
     return isinstance(result, Scan) and result.complete and not result.tasks.unfinished

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from collector.domain import Failure, Scan, Target
+from collector.domain import Failure, Look, Scan, Target
 from collector.errors import CollectorError
 from collector.state import TargetState
 
@@ -27,7 +27,7 @@ class Sightings:
         self._lock = threading.Lock()
         self._last = {target: _Last(TargetState(target, at)) for target, at in (last_good or {}).items()}
 
-    def saw(self, target: Target, look: Scan | Failure) -> TargetState:
+    def saw(self, target: Target, look: Look) -> TargetState:
         """Remember a look, and return the state that was before it."""
         with self._lock:
             before = self._last.get(target) or _Last(TargetState(target))
@@ -47,15 +47,15 @@ class Sightings:
         return set(last.listed - scan.tasks.ids)
 
     def states(self, targets: Iterable[Target]) -> tuple[TargetState, ...]:
-        """Return what is known of these targets, sorted."""
+        """Return what is known of these targets, in their order."""
         with self._lock:
             return tuple(
                 self._last[target].state if target in self._last else TargetState(target)
-                for target in sorted(targets)
+                for target in targets
             )
 
     @staticmethod
-    def _after(before: _Last, look: Scan | Failure) -> _Last:
+    def _after(before: _Last, look: Look) -> _Last:
         state = before.state
         if isinstance(look, Failure):
             since = state.failing_since or look.failed_at

@@ -1,14 +1,13 @@
 """Looks on disk while the database is away: scans and failures, one small file each.
 
 It owns ``folder/<account>/<region or _>/<instant>-<unique>.look`` and, for what cannot be read,
-``folder/damaged``: nothing is deleted but by ``remove``, and by thinning when the limit is reached. What is
-in a file is ``collector.look_files``'s.
+``folder/damaged``: nothing is deleted but by ``remove``, and by ``make_room`` at the limit. What is in a
+file is ``collector.look_files``'s.
 
 Any number of threads and processes may use one folder. A file appears whole, by its renaming, and no reader
 relies on one still being there.
 """
 
-import heapq
 import os
 import stat
 import sys
@@ -16,8 +15,8 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, timedelta
-from itertools import groupby
+from datetime import timedelta
+from itertools import groupby, islice
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic, time
@@ -26,12 +25,11 @@ from urllib.parse import quote
 
 import structlog
 
-from collector.domain import Scan
+from collector.domain import Look
 from collector.errors import SpoolError
 from collector.look_files import (
     DamagedFileError,
     FromWire,
-    Look,
     NewerFileError,
     ToWire,
     decoded,
@@ -114,20 +112,28 @@ class Spool:
     @property
     def damaged(self) -> int:
         """How many files were set aside because they cannot be read."""
-        return len(self._entries(self._folder / _DAMAGED))
+        return len(self._entries(self.damaged_folder))
+
+    @property
+    def damaged_folder(self) -> Path:
+        """Where those files are."""
+        return self._folder / _DAMAGED
 
     @property
     def full(self) -> bool:
-        """Whether the limit is reached, also after runs of equal scans were thinned; ask before looking."""
+        """Whether the limit is reached; ``make_room`` may help."""
+        return self._bytes >= self._limit
+
+    def make_room(self) -> None:
+        """Where the limit is reached, count anew and thin runs of equal scans; seldom while it is no use."""
         with self._measuring:
-            if self._bytes >= self._limit and (began := monotonic()) >= self._measure_again:
+            if self.full and (began := monotonic()) >= self._measure_again:
                 self._count()  # another process may have drained the folder
-                if self._bytes >= self._limit:
+                if self.full:
                     self._thin()
                 self._measure_again = monotonic() + _PAUSE * (monotonic() - began)
-            if self._bytes < self._limit:
+            if not self.full:
                 self._measure_again = 0.0
-            return self._bytes >= self._limit
 
     def append(self, looks: Iterable[Look]) -> None:
         """Keep looks until they are removed, all of them or none; they outlive a power cut from here on.
@@ -152,16 +158,24 @@ class Spool:
 
         ``besides`` are files that are left out for now.
         """
-        names = [(entry.name, folder) for folder, entry in self._looks(abandoned=self._set_aside)]
+        return next(self.batches(limit, besides=besides), [])
+
+    def batches(self, size: int, *, besides: Collection[Path] = ()) -> Iterator[list[Spooled]]:
+        """Yield what waits when it begins, as ``waiting`` does, so many looks at a time.
+
+        The folders are listed once, and a file is read when it is its turn; one that is gone is skipped.
+        """
+        names = sorted((entry.name, folder) for folder, entry in self._looks(abandoned=self._set_aside))
         if len(names) != self._files:  # another process was here
             self._count()
-        heapq.heapify(names)
-        found: list[Spooled] = []
-        while names and len(found) < limit:
-            name, folder = heapq.heappop(names)
-            if folder / name not in besides and (look := self._read(folder / name)) is not None:
-                found.append(Spooled(folder / name, look))
-        return found
+        paths = (folder / name for name, folder in names)
+        found = (
+            Spooled(path, look)
+            for path in paths
+            if path not in besides and (look := self._read(path)) is not None
+        )
+        while batch := list(islice(found, size)):
+            yield batch
 
     def remove(self, spooled: Iterable[Spooled]) -> None:
         """Remove looks that are stored now, and the folders that are empty then; any may be gone already.
@@ -236,11 +250,7 @@ class Spool:
             _remove_empty(draft.path.parent)
 
     def _folder_of(self, look: Look) -> Path:
-        account, region = (
-            (look.target.account_id, look.target.region)
-            if isinstance(look, Scan)
-            else (look.account_id, look.region)
-        )
+        account, region = look.place
         return self._folder / _folder_name(account) / (_NO_REGION if region is None else _folder_name(region))
 
     def _refusal(self, doing: str, error: OSError) -> SpoolError:
@@ -272,7 +282,7 @@ class Spool:
     def _set_aside(self, path: Path, cause: str = "whoever wrote it never finished it") -> None:
         """Move a file to where nobody reads it, under a name that tells where it was."""
         account, region, name = path.parts[-3:]
-        goal = self._folder / _DAMAGED / f"{account}_{region}_{name.lstrip('.')}.{token_hex(4)}"
+        goal = self.damaged_folder / f"{account}_{region}_{name.lstrip('.')}.{token_hex(4)}"
         try:
             _make_folder(goal.parent)
             moved = self._take_away(path, lambda path: path.rename(goal))
@@ -375,8 +385,7 @@ def _inner(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _name_of(look: Look) -> str:
     """Return a name that sorts by the look's instant, and that nobody else makes."""
-    instant = look.observed_at if isinstance(look, Scan) else look.failed_at
-    return f"{instant.astimezone(UTC):%Y%m%dT%H%M%S%fZ}-{token_hex(6)}{_LOOK}"
+    return f"{look.instant:%Y%m%dT%H%M%S%fZ}-{token_hex(6)}{_LOOK}"
 
 
 def _folder_name(text: str) -> str:

@@ -10,6 +10,11 @@ NEARLY_FORGOTTEN = FORGOTTEN_AFTER - timedelta(days=2)
 """A target without a good look for so long is about to lose tasks for ever."""
 
 
+def nearly_forgotten(last_good_at: datetime | None, now: datetime) -> bool:
+    """Whether tasks may soon be lost unseen, because the last good look is so long ago."""
+    return last_good_at is not None and now - last_good_at > NEARLY_FORGOTTEN
+
+
 @dataclass(frozen=True, slots=True)
 class TargetState:
     """One target as this process last saw it.
@@ -30,7 +35,7 @@ class TargetState:
 
     def nearly_forgotten(self, now: datetime) -> bool:
         """Whether tasks may soon be lost unseen, because the last good look is so long ago."""
-        return self.last_good_at is not None and now - self.last_good_at > NEARLY_FORGOTTEN
+        return nearly_forgotten(self.last_good_at, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +62,17 @@ class DaemonState:
     def ready(self) -> bool:
         """Whether what is seen can be stored, or will be by the process that leads."""
         return self.alive and self.database is None and self.leading is not None
+
+    @property
+    def failing(self) -> int:
+        """How many targets' newest look failed."""
+        return sum(target.failing is not None for target in self.targets)
+
+    @property
+    def unseen(self) -> int:
+        """How many targets never had a good look."""
+        return sum(target.last_good_at is None for target in self.targets)
+
+    def nearly_forgotten(self, now: datetime) -> int:
+        """Return how many targets are about to lose tasks for ever."""
+        return sum(target.nearly_forgotten(now) for target in self.targets)

@@ -90,7 +90,6 @@ def polled(configuration: Settings, *, patience: float = 0) -> Iterator[tuple[Wa
             accounts=(),
             patience=timedelta(seconds=patience),
             missing=lambda scan: history.missing_from(warehouse.engine, scan),
-            known=list,
         ) as polling,
     ):
         yield warehouse, polling

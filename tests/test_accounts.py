@@ -65,7 +65,7 @@ def discovery_of(
     accounts: Accounts, *regions: str, exclude: Sequence[str] = (), known: Collection[Target] = ()
 ) -> Discovery:
     """Return what finds the targets in all Regions, or in those that are named."""
-    return Discovery(accounts, regions=regions or ["all"], exclude=exclude, known=lambda: known, now=utc_now)
+    return Discovery(accounts, regions=regions or ["all"], exclude=exclude, known=known, now=utc_now)
 
 
 def lister_of(clients: Clients, accounts: Accounts, *, limit: float = 60) -> Lister:

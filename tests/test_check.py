@@ -23,13 +23,15 @@ from collector.simulator.faults import Denied, HtmlPage
 from collector.warehouse.engine import connect_to_url
 from collector.warehouse.probes import GROUPS, keeps_sessions
 from tests.commands import Shell
-from tests.factories import at
+from tests.conftest import drop_database
+from tests.factories import at, scan
 from tests.simulation import ACCOUNT, OTHER_REGION, REGION, lead_here, make_simulator
 
 OTHER_ACCOUNT = "444455556666"
 ROLE = f"arn:aws:iam::{OTHER_ACCOUNT}:role/collector"
 OWN_AND_ANOTHER = [{}, {"role_arn": ROLE}]
 LISTING = "ec2:DescribeImportImageTasks"
+EVIDENCE = ("ec2:DescribeImages", "cloudtrail:LookupEvents")
 
 
 @pytest.fixture
@@ -95,7 +97,8 @@ def test_all_well(run: Check) -> None:
         ("ok", f"arn:aws:iam::{ACCOUNT}:user/simulated of account {ACCOUNT}")
     ]
     assert checked.of(f"account {ACCOUNT}, Regions") == [("ok", "2 enabled, 2 to look at")]
-    assert checked.of(f"account {ACCOUNT}, {LISTING}") == [("ok", "allowed in 2 Regions")]
+    for action in (LISTING, *EVIDENCE):
+        assert checked.of(f"account {ACCOUNT}, {action}") == [("ok", "allowed in 2 Regions")]
     assert [checked.verdict(name) for name in ("database", "rights", "schema", "spool", "listen")] == [
         "ok"
     ] * 5
@@ -230,6 +233,19 @@ def test_a_region_that_is_not_enabled(run: Check) -> None:
     assert allowed == ("ok", "allowed in 1 Region")
 
 
+@pytest.mark.parametrize("action", EVIDENCE)
+def test_evidence_that_cannot_be_asked_for_is_a_doubt(run: Check, simulator: Simulator, action: str) -> None:
+    """The daemon does without."""
+    simulator.faults.add(Denied("AccessDeniedException"), action=action.partition(":")[2])
+
+    checked = run(regions=[REGION])
+
+    ((verdict, text),) = checked.of(f"account {ACCOUNT}, {action}")
+    assert (checked.code, verdict) == (0, "warn")
+    assert text.startswith(f"AccessDeniedException in {REGION}: ")
+    assert "only `collector backfill` needs it; allow it: `collector iam-policy`" in text
+
+
 def test_regions_that_cannot_be_asked_for(run: Check, simulator: Simulator) -> None:
     """Only where somebody must ask: named Regions need no permission."""
     simulator.faults.add(Denied(), action="DescribeRegions")
@@ -307,6 +323,21 @@ def test_a_database_that_was_never_migrated(run: Check, empty_database_url: str)
 
     assert (checked.code, checked.failed, checked.of("rights")) == (1, ["schema"], [])
     assert "run `collector migrate`" in checked.printed
+
+
+def test_a_database_in_another_encoding(run: Check, server_url: str) -> None:
+    """It is said once, and nothing else is asked of it."""
+    name = f"ascii_{uuid.uuid4().hex}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        create = f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'"
+        connection.execute(create.encode())
+    url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    try:
+        checked = run(database_url=url, regions=[REGION])
+    finally:
+        drop_database(server_url, name)
+    assert (checked.code, checked.failed, checked.of("schema")) == (1, ["database"], [])
+    assert "create one with ENCODING 'UTF8'" in checked.printed
 
 
 def test_a_database_that_is_read_only(run: Check, database_url: str) -> None:
@@ -398,6 +429,13 @@ def test_what_waits_on_disk(run: Check, tmp_path: Path) -> None:
     assert spool_of(settings).waiting(1) == []
     ((verdict, text),) = run(regions=[REGION]).of("spool")
     assert (verdict, text.partition("; ")[0][-14:]) == ("warn", "1 file damaged")
+
+
+def test_a_full_spool_is_left_as_it_is(run: Check, tmp_path: Path) -> None:
+    """To thin it is the daemon's."""
+    spool_of(load({"data_dir": tmp_path})).append(scan(minutes) for minutes in range(300))
+    ((verdict, text),) = run(regions=[REGION], spool_limit="1MiB").of("spool")
+    assert (verdict, text.partition(" (")[0]) == ("fail", "full: 300 looks")
 
 
 def test_a_folder_that_cannot_be_made(run: Check, tmp_path: Path) -> None:

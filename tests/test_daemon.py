@@ -5,7 +5,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from time import monotonic
@@ -158,7 +158,7 @@ def test_it_says_how_it_is(configuration: Settings, engine: Engine) -> None:
         eventually(lambda: run.daemon.state().ready)
         state = run.daemon.state()
     assert (state.alive, state.leading, state.database, state.spool_files) == (True, True, None, 0)
-    assert [target.target.region for target in state.targets] == [REGION, OTHER_REGION]
+    assert {target.target.region for target in state.targets} == {REGION, OTHER_REGION}
     assert all(target.last_good_at and target.statuses == {"active": 1} for target in state.targets)
 
 
@@ -174,7 +174,7 @@ def test_a_stalled_region_delays_nobody(
         for _ in range(3):
             more_scans(engine, OTHER_REGION)
         assert scans(engine) <= before + 1  # one may have been on its way into the database
-        eventually(lambda: run.daemon.state().targets[0].failing)
+        eventually(lambda: run.daemon.state().failing)
         stall.remove()
         more_scans(engine)
     assert outages(engine) == [(REGION, "DeadlineExceeded", True)]
@@ -309,6 +309,26 @@ def test_what_fails_while_the_database_is_away_is_an_outage_afterwards(
             more_looks(run.seen)
         eventually(lambda: not run.daemon.state().spool_files, timeout=40)
         eventually(lambda: outages(engine) == [(REGION, "UnauthorizedOperation", True)])
+
+
+def test_an_account_that_answers_while_the_database_is_away_has_recovered(
+    configuration: Settings,
+    simulator: Simulator,
+    engine: Engine,
+    away: Away,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its failure is stored later than it answered, and a day before it is asked again."""
+    monkeypatch.setattr("collector.daemon.DISCOVERY_RETRY", OFTEN)
+    denial = simulator.faults.add(Denied(), action="DescribeRegions")
+    with ExitStack() as shut_out:
+        shut_out.enter_context(away())
+        with running(configuration) as run:
+            eventually(lambda: run.daemon.state().spool_files, timeout=40)
+            denial.remove()
+            more_looks(run.seen)
+            shut_out.close()
+            eventually(lambda: outages(engine) == [(None, "UnauthorizedOperation", True)], timeout=40)
 
 
 def test_polling_stops_while_neither_database_nor_disk_takes_what_is_seen(

@@ -15,8 +15,8 @@ from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
 from collector.aws.transform import import_task, wire_task
-from collector.domain import Failure, Scan, Target
-from collector.loader import Loader, Look
+from collector.domain import Failure, Look, Scan, Target
+from collector.loader import Loader
 from collector.outcomes import Tally
 from collector.spool import Spool
 from collector.warehouse import schema
@@ -48,6 +48,7 @@ class Stand:
     batches: list[list[Look]] = field(default_factory=list)
     tallies: list[Tally] = field(default_factory=list)
     tries: int = 0
+    owes: bool = False
 
     def __post_init__(self) -> None:
         self.spool = Spool(self.folder, limit=self.limit, to_wire=wire_task, from_wire=import_task)
@@ -58,11 +59,13 @@ class Stand:
             give_up=self._give_up,
             spool=self.spool,
             told=lambda tally, _: self.tallies.append(tally),
+            owes=lambda: self.owes,
         )
 
     def _store(self, looks: Sequence[Look]) -> Tally:
         tally = record(self.engine, looks)
         self.batches.append(list(looks))
+        self.owes = False
         return tally
 
     def _repair(self) -> None:
@@ -157,6 +160,15 @@ def test_looks_are_stored_in_the_order_in_which_they_come(stand: Stand) -> None:
     eventually(lambda: [look for batch in stand.batches for look in batch] == looks)
     assert (stand.spool.files, stand.loader.trouble, stand.loader.blocked) == (0, None, False)
     assert sum(tally.scans for tally in stand.tallies) == 3
+
+
+def test_what_is_owed_is_stored_without_any_look(stand: Stand) -> None:
+    """Once."""
+    stand.owes = True
+    eventually(lambda: not stand.owes)
+    stand.loader.put([scan(1)])
+    stand.has_stored(1)
+    assert stand.batches == [[], [scan(1)]]
 
 
 def test_closing_stores_what_is_left(stand: Stand) -> None:

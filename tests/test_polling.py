@@ -259,7 +259,6 @@ def silenced() -> Cadence:
 def test_a_region_that_does_not_answer_gets_one_look_at_a_time() -> None:
     """Three looks in silence trip the breaker, whichever accounts they were for; others are polled on."""
     cadence = silenced()
-    assert cadence.silent_regions() == [TARGET.region]
     assert take_all(cadence, NOW) == [OTHER]
     (probe,) = take_all(cadence, NOW + INTERVAL)
     assert probe.region == TARGET.region
@@ -288,7 +287,6 @@ def test_any_answer_closes_the_breaker(answer: Scan | Failure) -> None:
     take_all(cadence, NOW)
     (probe,) = take_all(cadence, NOW + INTERVAL)
     cadence.done(probe, answer, NOW + INTERVAL)
-    assert cadence.silent_regions() == []
     assert len(take_all(cadence, NOW + INTERVAL)) >= 6
 
 
@@ -301,7 +299,7 @@ def test_silence_must_be_in_a_row(between: Scan | Failure) -> None:
             target = cadence.take(NOW)
             assert target
             cadence.done(target, result, NOW)
-    assert cadence.silent_regions() == []
+    assert len(take_all(cadence, NOW)) == 4
 
 
 # How it keeps up

@@ -25,9 +25,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from collector.aws.transform import import_task, wire_task
-from collector.domain import Failure, Scan, Target
+from collector.domain import Failure, Look, Scan, Target
 from collector.errors import SpoolError
-from collector.look_files import Look
 from collector.spool import ABANDONED_AFTER, Spool
 from tests.factories import TARGET, at, numbered, scan, task
 
@@ -136,6 +135,19 @@ def test_the_oldest_comes_first(spool: Spool) -> None:
         spool.append([look])
     assert waiting(spool, 4) == looks[:4]
     assert waiting(spool, 0) == []
+
+
+def test_batches_are_what_waited_when_they_began(spool: Spool, folder: Path) -> None:
+    """Those that another process drained are skipped, and what is new comes with the next listing."""
+    spool.append(scan(minutes) for minutes in range(5))
+    batches = spool.batches(2)
+    found = [[spooled.look for spooled in next(batches)]]
+    other = spool_in(folder)
+    other.remove(other.waiting(3))
+    spool.append([scan(5)])
+    found += [[spooled.look for spooled in batch] for batch in batches]
+    assert found == [[scan(0), scan(1)], [scan(3), scan(4)]]
+    assert waiting(spool) == [scan(3), scan(4), scan(5)]
 
 
 def test_what_waits_is_there_for_the_next_process(spool: Spool, folder: Path) -> None:
@@ -488,6 +500,12 @@ def test_a_lost_folder_is_made_again(spool: Spool, folder: Path) -> None:
 # The limit
 
 
+def is_full(spool: Spool) -> bool:
+    """Say whether a spool is full though it made room."""
+    spool.make_room()
+    return spool.full
+
+
 def limited(folder: Path, looks: Iterable[Look]) -> Spool:
     """Return a spool that holds these looks and has just reached its limit."""
     spool = spool_in(folder)
@@ -500,7 +518,7 @@ def test_below_the_limit_nothing_is_thinned(folder: Path) -> None:
     looks = [scan(minutes) for minutes in range(5)]
     spool = limited(folder, looks)
     spool.remove(spool.waiting(1))
-    assert not spool.full
+    assert not is_full(spool)
     assert waiting(spool) == looks[1:]
 
 
@@ -509,7 +527,7 @@ def test_of_a_run_the_first_and_the_last_stay(folder: Path) -> None:
     runs = [numbered(minutes, {"a": minutes // 4}) for minutes in range(8)]
     others = [numbered(minutes + 0.5, {"a": 1}, target=OTHER) for minutes in range(4)]
     spool = limited(folder, [*runs, *others])
-    assert not spool.full
+    assert not is_full(spool)
     assert waiting(spool) == [runs[0], others[0], runs[3], others[3], runs[4], runs[7]]
     assert spool.files == len(files(folder)) == 6
 
@@ -520,7 +538,7 @@ def test_what_lies_between_ends_a_run(folder: Path) -> None:
     whole = [numbered(minutes, {"a": 1}) for minutes in (1, 2, 3, 7, 8, 10, 11, 12, 13)]
     failures = [failure(9)]
     spool = limited(folder, [*partial, *whole, *failures])
-    assert not spool.full
+    assert not is_full(spool)
     dropped = {whole[1], whole[6], whole[7]}
     assert set(waiting(spool)) == {*partial, *whole, *failures} - dropped
 
@@ -532,7 +550,7 @@ def test_a_run_whose_end_is_damaged_stays(folder: Path) -> None:
     with files(folder)[-1].open("r+b") as file:
         file.seek(-5, os.SEEK_END)
         file.write(b"?")
-    assert spool.full
+    assert is_full(spool)
     assert waiting(spool) == looks[:3]
 
 
@@ -540,12 +558,12 @@ def test_it_is_full_when_thinning_does_not_help(folder: Path) -> None:
     """Nothing is dropped, appending goes on, and with room again it is not full."""
     looks = [numbered(minutes, {"a": minutes}) for minutes in range(4)]
     spool = limited(folder, looks)
-    full = [spool.full]
+    full = [is_full(spool)]
     spool.append([numbered(5, {"a": 5})])
-    full.append(spool.full)
+    full.append(is_full(spool))
     assert waiting(spool) == [*looks, numbered(5, {"a": 5})]
     spool.remove(spool.waiting(2))
-    assert [*full, spool.full] == [True, True, False]
+    assert [*full, is_full(spool)] == [True, True, False]
 
 
 def test_it_is_not_full_when_another_process_drained_it(folder: Path) -> None:
@@ -553,18 +571,18 @@ def test_it_is_not_full_when_another_process_drained_it(folder: Path) -> None:
     spool = limited(folder, [numbered(minutes, {"a": minutes}) for minutes in range(4)])
     other = spool_in(folder)
     other.remove(other.waiting(3))
-    assert not spool.full
+    assert not is_full(spool)
     assert (spool.files, spool.bytes) == (other.files, other.bytes)
 
 
 def test_a_full_spool_notices_another_process_in_the_end(folder: Path) -> None:
     """It measures again after a while, not each time."""
     spool = limited(folder, [numbered(minutes, {"a": minutes}) for minutes in range(4)])
-    was_full = spool.full
+    was_full = is_full(spool)
     other = spool_in(folder)
     other.remove(other.waiting(4))
     give_up = time.monotonic() + 30
-    while spool.full:
+    while is_full(spool):
         assert time.monotonic() < give_up
         time.sleep(0.01)
     assert (was_full, spool.files) == (True, 0)
@@ -573,9 +591,9 @@ def test_a_full_spool_notices_another_process_in_the_end(folder: Path) -> None:
 def test_what_was_thinned_can_be_thinned_again(folder: Path) -> None:
     """The run goes on after the limit was reached."""
     spool = limited(folder, [scan(minutes) for minutes in range(4)])
-    full = [spool.full]
+    full = [is_full(spool)]
     spool.append([scan(minutes) for minutes in range(4, 8)])
-    assert [*full, spool.full] == [False, False]
+    assert [*full, is_full(spool)] == [False, False]
     assert waiting(spool) == [scan(0), scan(7)]
 
 

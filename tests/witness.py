@@ -15,14 +15,13 @@ from sqlalchemy import Engine
 from collector.aws.transform import import_task
 from collector.commands.wiring import spool_of
 from collector.config import Settings
-from collector.domain import Failure, Scan, Target, Tasks
+from collector.domain import Look, Scan, Target, Tasks
 from collector.simulator import Simulator
 from collector.warehouse import history
 from tests.daemons import Running
 from tests.factories import stored
 from tests.simulation import ACCOUNT, eventually, rows, wire
 
-Look = Scan | Failure
 Row = tuple[Target, datetime, bytes, bool]
 """What identifies a scan: target, instant, digest, and whether it is complete."""
 
@@ -58,7 +57,7 @@ def changing(simulator: Simulator, *regions: str, every: float = 0.05, text: int
 def seen_by(*daemons: Running) -> list[Look]:
     """Return what daemons saw, in the order of the instants."""
     looks = [look for daemon in daemons for _, look in daemon.seen.looks if look is not None]
-    return sorted(looks, key=_instant)
+    return sorted(looks, key=lambda look: look.instant)
 
 
 def assert_nothing_is_lost(engine: Engine, simulator: Simulator, looks: Sequence[Look]) -> None:
@@ -77,7 +76,7 @@ def assert_right_history(engine: Engine, scans: Iterable[Scan]) -> None:
     """
     for target, of_target in _by_target(scans).items():
         twin = Target("999999999999", target.region)
-        in_order = sorted(of_target, key=_instant)
+        in_order = sorted(of_target, key=lambda look: look.instant)
         for scan in in_order:
             list(history.store(engine, [replace(scan, target=twin)]))
         assert stored(engine, target) == stored(engine, twin)
@@ -132,7 +131,7 @@ def series(looks: Sequence[Look]) -> list[tuple[Any, ...]]:
     """Say what outages there must be: each unbroken series of a target's failures, ended by the next scan."""
     found: list[list[Any]] = []
     lasting: dict[str | None, list[Any]] = {}
-    for look in sorted(looks, key=_instant):
+    for look in sorted(looks, key=lambda look: look.instant):
         if isinstance(look, Scan):
             if series := lasting.pop(look.target.region, None):
                 series[-1] = look.observed_at
@@ -191,7 +190,3 @@ def _by_target(scans: Iterable[Scan]) -> dict[Target, list[Scan]]:
 
 def _content(scan: Scan) -> tuple[Target, bytes]:
     return scan.target, scan.digest
-
-
-def _instant(look: Look) -> datetime:
-    return look.observed_at if isinstance(look, Scan) else look.failed_at

@@ -3,14 +3,13 @@
 "Could not ask" is never "there is none": what cannot be asked now is as it was known before.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from fnmatch import fnmatchcase
 
 from collector.aws.accounts import Account, Accounts
 from collector.aws.clients import AwsUnavailableError
-from collector.domain import Discovered, Failure, Target
+from collector.domain import Discovered, Failure, Target, is_chosen
 from collector.errors import UsageError
 
 _AT_ONCE = 8
@@ -31,8 +30,8 @@ class Discovery:
         *,
         regions: Sequence[str],
         exclude: Sequence[str],
-        known: Callable[[], Iterable[Target]],
         now: Callable[[], datetime],
+        known: Collection[Target] = (),
     ) -> None:
         self._accounts = accounts
         self._regions = tuple(regions)
@@ -94,19 +93,15 @@ class Discovery:
     def chosen(self, account: Account, regions: Collection[str]) -> list[str]:
         """Return those of an account's Regions that are looked at, sorted."""
         patterns = self._patterns(account)
-        return sorted(
-            region
-            for region in set(regions)
-            if ("all" in patterns or _matches(region, patterns)) and not _matches(region, self._exclude)
-        )
+        return sorted(region for region in set(regions) if is_chosen(region, patterns, self._exclude))
 
     def _remembered_accounts(self) -> list[Account]:
-        return self._accounts.remembered({target.account_id for target in self._known()})
+        return self._accounts.remembered({target.account_id for target in self._known})
 
     def _remembered(self, account: Account) -> list[str]:
         last = self._last_regions.get(account.account_id)
         if last is None:
-            last = [target.region for target in self._known() if target.account_id == account.account_id]
+            last = [target.region for target in self._known if target.account_id == account.account_id]
         return last
 
     def _patterns(self, account: Account) -> tuple[str, ...]:
@@ -114,7 +109,3 @@ class Discovery:
 
     def _failure(self, account_id: str, error: AwsUnavailableError) -> Failure:
         return Failure(account_id, None, self._now(), error.code, str(error))
-
-
-def _matches(region: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(region, pattern) for pattern in patterns)

@@ -18,7 +18,7 @@ from collector.aws.asking import Asker, Asking, Json
 from collector.aws.clients import Clients
 from collector.aws.failures import UnusableAnswerError
 from collector.aws.pace import TokenBucket
-from collector.aws.transform import canonical_json, storable
+from collector.aws.transform import LONGEST_KEY, canonical_json, storable
 from collector.domain import Evidence, Failure, Target
 from collector.errors import MalformedTaskError
 
@@ -30,8 +30,6 @@ IMAGES_ON_A_PAGE, EVENTS_ON_A_PAGE = 500, 50
 
 _NAME_OF_IMPORTS = "import-ami-"
 _NAME_OF_SNAPSHOT_IMPORTS = "import-snap-"
-_LONGEST_ID = 500
-"""Characters, as for the ids of tasks."""
 
 
 # Fetching
@@ -302,9 +300,8 @@ def _taken(members: Json, *names: str) -> list[Json]:
 
 def _details(members: Json) -> str | None:
     """Write the members that hold something; ``None`` also for what JSON does not have, such as NaN."""
-    kept = {name: value for name, value in members.items() if value not in (None, "", [], {})}
     try:
-        return canonical_json(kept)
+        return canonical_json(members)
     except MalformedTaskError:
         return None
 
@@ -326,7 +323,7 @@ def _text(value: object) -> str | None:
 
 def _id(value: object) -> str | None:
     text = _text(value)
-    return text if text is not None and len(text) <= _LONGEST_ID else None
+    return text if text is not None and len(text) <= LONGEST_KEY else None
 
 
 def _instant(value: object) -> datetime | None:

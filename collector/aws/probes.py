@@ -66,6 +66,15 @@ class Probes:
         """Say why an account cannot be looked at in a Region."""
         return self._dry_run(account, region, self._clients.client("ec2").describe_import_image_tasks)
 
+    def describing_images(self, account: Account, region: str) -> Refusal | None:
+        """Say why an account cannot be asked for AMIs in a Region."""
+        return self._dry_run(account, region, self._clients.client("ec2").describe_images)
+
+    def looking_up_events(self, account: Account, region: str) -> Refusal | None:
+        """Say why CloudTrail cannot be asked in a Region, by reading one event."""
+        client = self._clients.client("cloudtrail")
+        return self._refusal(account, region, lambda: client.lookup_events(MaxResults=1))
+
     def _dry_run(self, account: Account, region: str, call: Callable[..., dict[str, Any]]) -> Refusal | None:
         def question() -> None:
             try:

@@ -25,7 +25,7 @@ _RENAMED = {"SnapshotDetails": "snapshotDetailSet", "Tags": "tagSet"}
 """Members whose wire name is more than their own with a small first letter (EC2's service model)."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_LONGEST_KEY = 500
+LONGEST_KEY = 500
 """Characters in an id or a tag key; AWS allows 128 for a key. Longer ones do not fit PostgreSQL's B-trees."""
 
 
@@ -45,7 +45,7 @@ def import_task(wire: object) -> ImportTask:
         raise MalformedTaskError(f"an import task must be a JSON object, not {_kind(wire)}")
     task = task or {}
     import_task_id = task.pop("importTaskId", None)
-    if not isinstance(import_task_id, str) or len(import_task_id) > _LONGEST_KEY:
+    if not isinstance(import_task_id, str) or len(import_task_id) > LONGEST_KEY:
         raise MalformedTaskError(f"an import task must have an ImportTaskId; {_fault_of_id(wire)}")
     try:
         return _import_task(import_task_id, task)
@@ -99,8 +99,8 @@ def _tags(tags: list[Json]) -> list[Json]:
     for tag in tags:
         pair = _typed({"key": "", **tag}, _TAG)
         pair = {name: pair[name] for name in _TAG if name in pair}
-        if len(pair["key"]) > _LONGEST_KEY:
-            raise MalformedTaskError(f"a tag's Key must have at most {_LONGEST_KEY} characters")
+        if len(pair["key"]) > LONGEST_KEY:
+            raise MalformedTaskError(f"a tag's Key must have at most {LONGEST_KEY} characters")
         if by_key.setdefault(pair["key"], pair) != pair:
             raise MalformedTaskError(f"tag {pair['key']!r} occurs twice with different values")
     return [by_key[key] for key in sorted(by_key)]
@@ -303,7 +303,7 @@ def _kind(value: object) -> str:
 def _named(wire: object) -> str:
     """Name a task whose members cannot be read as far as anything tells its id."""
     name = wire.get("ImportTaskId", wire.get("importTaskId")) if isinstance(wire, Mapping) else None
-    return str(name)[:_LONGEST_KEY] if name else "an import task"
+    return str(name)[:LONGEST_KEY] if name else "an import task"
 
 
 def _fault_of_id(wire: object) -> str:
@@ -314,7 +314,7 @@ def _fault_of_id(wire: object) -> str:
             value = members[name]
             if not isinstance(value, str):
                 return f"this one's is {_kind(value)}"
-            return f"this one's has more than {_LONGEST_KEY} characters" if value else "this one's is empty"
+            return f"this one's has more than {LONGEST_KEY} characters" if value else "this one's is empty"
     names = ", ".join(sorted(map(str, members))[:5])
     return f"this one has only {names[:200]}" if names else "this one has no members"
 

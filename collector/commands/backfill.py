@@ -10,12 +10,11 @@ from collector.commands.composition import warehouse_of
 from collector.commands.reporting import Report, progress
 from collector.commands.wiring import Polling, polling_of, spool_of
 from collector.config import Settings
-from collector.domain import Evidence, Failure, Scan, Stretch, Target
+from collector.domain import Evidence, Failure, Look, Stretch, Target
 from collector.gathering import KEPT_FOR, halves, is_settled, unread_stretches
 from collector.polling import look_at_all
 from collector.warehouse import evidence, history, outages, schema
 from collector.warehouse.access import Warehouse
-from collector.warehouse.recording import record
 
 _BATCH_SECONDS = 1.0
 _BATCH_LOOKS = 200
@@ -45,14 +44,13 @@ def from_sources(
             accounts=accounts,
             patience=settings.target_deadline,
             missing=lambda scan: history.missing_from(warehouse.engine, scan),
-            known=list,
         ) as polling,
     ):
         schema.require_current(warehouse.engine)
         found = polling.discover()
         if not dry_run:
             outages.record_answers(warehouse.engine, found.answered, found.asked_at)
-        record(warehouse.engine, found.failures, report.tally, dry_run=dry_run)
+        report.record(warehouse, found.failures)
         job = _Job(settings, warehouse, polling, found.targets, report, since)
         if "api" in sources:
             job.look()
@@ -70,12 +68,11 @@ def from_spool(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
         schema.require_current(warehouse.engine)
         spool = spool_of(settings)
         with progress(spool.files, "looks stored from disk") as advance:
-            if dry_run:
-                looks = [spooled.look for spooled in spool.waiting(spool.files)]
-                record(warehouse.engine, looks, report.tally, dry_run=True, tell=report.tell)
-            while not dry_run and (waiting := spool.waiting(_BATCH_LOOKS)):
-                record(warehouse.engine, [spooled.look for spooled in waiting], report.tally)
-                spool.remove(waiting)
+            # A dry run takes all of them together, because each scan changes what the next one does.
+            for waiting in spool.batches(max(1, spool.files) if dry_run else _BATCH_LOOKS):
+                report.record(warehouse, [spooled.look for spooled in waiting])
+                if not dry_run:
+                    spool.remove(waiting)
                 advance(len(waiting))
     return 3 if report.tally.refused else 0
 
@@ -90,11 +87,10 @@ class _Job:
     targets: Sequence[Target]
     report: Report
     since: datetime | None
-    now: Callable[[], datetime] = utc_now
 
     def look(self) -> None:
         """Look at the present, and store it in batches as it comes."""
-        waiting: list[Scan | Failure] = []
+        waiting: list[Look] = []
         recorded_at = monotonic()
         looks = look_at_all(
             self.targets, self.polling.look, concurrency=self.settings.concurrency, cancel=self.polling.cancel
@@ -144,7 +140,7 @@ class _Job:
     def _requests(self, target: Target) -> "_Gathered":
         """Store stretch by stretch, so that an interruption costs no more than one."""
         gathered = _Gathered()
-        now = self.now()
+        now = utc_now()
         read = evidence.stretches_read(self.warehouse.engine, target)
         left = unread_stretches(self.since or now - KEPT_FOR, now, read)
         while left:
@@ -173,14 +169,8 @@ class _Job:
         gathered.tasks += tasks
         gathered.known += len(pieces) - len(new)
 
-    def _record(self, waiting: list[Scan | Failure]) -> None:
-        record(
-            self.warehouse.engine,
-            waiting,
-            self.report.tally,
-            dry_run=self.report.dry_run,
-            tell=self.report.tell,
-        )
+    def _record(self, waiting: list[Look]) -> None:
+        self.report.record(self.warehouse, waiting)
         waiting.clear()
 
 

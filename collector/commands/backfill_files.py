@@ -13,7 +13,6 @@ from collector.commands.saved_files import STANDARD_INPUT, SavedFile
 from collector.config import Settings
 from collector.domain import Scan, Target
 from collector.warehouse import schema
-from collector.warehouse.recording import record
 
 _SCANS = 500
 """Scans that are stored at a time."""
@@ -55,20 +54,19 @@ def _first_loadable(scans: Iterable[tuple[int, Scan | None]]) -> tuple[int, Scan
 
 
 def _load(settings: Settings, scans: Iterable[tuple[int, Scan | None]], files: int, report: Report) -> None:
-    dry_run = report.dry_run
     with warehouse_of(settings) as warehouse:
         schema.require_current(warehouse.engine)
         with progress(files, "files loaded") as advance:
             batch: list[Scan] = []
             for number, scan in scans:
                 another_target = bool(batch) and scan is not None and scan.target != batch[-1].target
-                if another_target if dry_run else len(batch) >= _SCANS:
-                    record(warehouse.engine, batch, report.tally, dry_run=dry_run, tell=report.tell)
+                if another_target if report.dry_run else len(batch) >= _SCANS:
+                    report.record(warehouse, batch)
                     batch.clear()
                 if scan is not None:
                     batch.append(scan)
                 advance(number)
-            record(warehouse.engine, batch, report.tally, dry_run=dry_run, tell=report.tell)
+            report.record(warehouse, batch)
 
 
 def _scans(

@@ -21,7 +21,7 @@ from collector.aws.probes import Probes, Refusal
 from collector.clock import utc_now
 from collector.commands.composition import warehouse_of
 from collector.commands.tables import in_one_line
-from collector.commands.wiring import accounts_of, spool_of
+from collector.commands.wiring import accounts_of, spool_folder, spool_of
 from collector.config import Settings
 from collector.domain import Failure
 from collector.errors import EmbeddedPostgresError, SpoolError, UsageError, WarehouseError
@@ -29,9 +29,9 @@ from collector.polling import UNANSWERED
 from collector.redaction import redacted
 from collector.warehouse import schema
 from collector.warehouse.access import Warehouse
-from collector.warehouse.engine import OLDEST_SERVER
-from collector.warehouse.probes import GROUPS, keeps_sessions, missing_groups, missing_rights, server
-from collector.web.server import bind
+from collector.warehouse.engine import server_of, translated_errors
+from collector.warehouse.probes import GROUPS, keeps_sessions, missing_groups, missing_rights
+from collector.web.server import bind, place
 
 _AT_ONCE = 16
 """Questions to AWS at the same time."""
@@ -43,6 +43,10 @@ _SKEW_TO_WARN = timedelta(seconds=60)
 _SKEW_REFUSED = timedelta(minutes=5)
 """AWS takes no signature that is older or newer than this."""
 
+
+_Probe = Callable[[Account, str], Refusal | None]
+_Answers = Mapping[str, Refusal | None]
+"""What came of a probe in an account's Regions."""
 
 _FORBIDDEN = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
 _NO_ANSWER = UNANSWERED | {"ProxyConnection", "SSL", UnusableAnswerError.code}
@@ -160,7 +164,7 @@ def _check_aws(settings: Settings, only: Sequence[str], report: _Report) -> None
         else:
             accounts = directory.current()
         discovery = Discovery(
-            directory, regions=settings.regions, exclude=settings.exclude_regions, known=list, now=utc_now
+            directory, regions=settings.regions, exclude=settings.exclude_regions, now=utc_now
         )
         _check_accounts(accounts, discovery, probes, report)
     finally:
@@ -224,9 +228,22 @@ def _check_accounts(
         for account, regions in zip(reachable, found, strict=True):
             chosen[account.account_id] = _check_regions(account, regions, discovery, report)
         targets = [(account, region) for account in reachable for region in chosen[account.account_id]]
-        answers = iter([*pool.map(lambda target: probes.describing_tasks(*target), targets)])
+
+        def ask(probe: _Probe, targets: Sequence[tuple[Account, str]]) -> Mapping[Account, _Answers]:
+            answers = defaultdict[Account, dict[str, Refusal | None]](dict)
+            refusals = pool.map(lambda target: probe(*target), targets)
+            for (account, region), refusal in zip(targets, refusals, strict=True):
+                answers[account][region] = refusal
+            return answers
+
+        tasks = ask(probes.describing_tasks, targets)
+        allowed = [(account, region) for account, region in targets if tasks[account][region] is None]
+        images = ask(probes.describing_images, allowed)
+        events = ask(probes.looking_up_events, allowed)
         for account in reachable:
-            _check_tasks(account, {region: next(answers) for region in chosen[account.account_id]}, report)
+            _check_action(account, "ec2:DescribeImportImageTasks", tasks[account], report)
+            _check_action(account, "ec2:DescribeImages", images[account], report, needed=False)
+            _check_action(account, "cloudtrail:LookupEvents", events[account], report, needed=False)
 
 
 def _check_role(account: Account, refusal: Refusal | None, report: _Report) -> bool:
@@ -268,9 +285,11 @@ def _check_regions(
     return chosen
 
 
-def _check_tasks(account: Account, answers: Mapping[str, Refusal | None], report: _Report) -> None:
-    """Tell which Regions can be looked at, and, a line for each code, which cannot."""
-    subject = f"account {account.account_id}, ec2:DescribeImportImageTasks"
+def _check_action(
+    account: Account, action: str, answers: _Answers, report: _Report, *, needed: bool = True
+) -> None:
+    """Tell in which Regions an action is allowed, and, a line for each code, in which it is not."""
+    subject = f"account {account.account_id}, {action}"
     refused: defaultdict[str, list[str]] = defaultdict(list)
     messages: dict[str, str] = {}
     for region, refusal in answers.items():
@@ -278,15 +297,15 @@ def _check_tasks(account: Account, answers: Mapping[str, Refusal | None], report
             refused[refusal.code].append(region)
             messages.setdefault(refusal.code, refusal.message)
     for code, regions in sorted(refused.items()):
-        report.fail(
-            subject,
-            f"{code} in {', '.join(regions)}: {messages[code]}",
-            _mend_of(code),
-            all_of_it=False,
-        )
+        text = f"{code} in {', '.join(regions)}: {messages[code]}"
+        if needed:
+            report.fail(subject, text, _mend_of(code), all_of_it=False)
+        else:
+            report.doubt(subject, text, f"only `collector backfill` needs it; {_mend_of(code)}")
     if allowed := len(answers) - sum(map(len, refused.values())):
         report.well(subject, f"allowed in {_counted(allowed, 'Region')}")
-        report.account(account.account_id, works=True)
+        if needed:
+            report.account(account.account_id, works=True)
 
 
 def _mend_of(code: str, *, hub: bool = False) -> str:
@@ -319,16 +338,18 @@ def _check_warehouse(settings: Settings, report: _Report) -> None:
 
 def _check_server(warehouse: Warehouse, report: _Report) -> bool:
     try:
-        found = server(warehouse.engine)
+        with translated_errors(), warehouse.engine.connect() as connection:
+            found = server_of(connection)
     except WarehouseError as error:
         mend = "" if warehouse.embedded else "see to the server, database_url and its password"
         report.fail("database", str(error), mend)
         return False
     kind = "embedded " if warehouse.embedded else ""
     text = f"{kind}PostgreSQL {found.version}, database {found.database}, as role {found.role}"
-    if found.too_old:
-        report.fail("database", text, f"it must be PostgreSQL {OLDEST_SERVER} or newer")
-    elif found.read_only:
+    if found.fault:
+        report.fail("database", text, found.fault)
+        return False
+    if found.read_only:
         report.fail("database", f"{text}, is read-only", "point database_url at the primary")
     else:
         report.well("database", text)
@@ -393,7 +414,7 @@ def _check_sessions(warehouse: Warehouse, report: _Report) -> None:
 
 
 def _check_spool(settings: Settings, report: _Report) -> None:
-    folder = settings.data_dir / "spool"
+    folder = spool_folder(settings)
     try:
         if not folder.is_dir():  # made by whoever runs the daemon, who may be somebody else
             _check_place_of_spool(folder, report)
@@ -409,8 +430,8 @@ def _check_spool(settings: Settings, report: _Report) -> None:
         mend = "mend the database, then `collector run` or `collector backfill --spool` stores them"
         report.fail("spool", f"full: {waiting}, and polling stops", mend)
     elif spool.damaged:
-        where = folder / "damaged"
-        report.doubt("spool", f"{waiting}, {_counted(spool.damaged, 'file')} damaged", f"see {where}")
+        damaged = f"{_counted(spool.damaged, 'file')} damaged"
+        report.doubt("spool", f"{waiting}, {damaged}", f"see {spool.damaged_folder}")
     else:
         report.well("spool", waiting)
 
@@ -429,11 +450,11 @@ def _check_listen(settings: Settings, report: _Report) -> None:
         bind(host, port).close()
     except UsageError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE:
-            report.note("listen", f"{host}:{port} is in use, by the daemon if that runs")
+            report.note("listen", f"{place(host, port)} is in use, by the daemon if that runs")
         else:
             report.fail("listen", str(error).removeprefix("listen: "))
     else:
-        report.well("listen", f"{host}:{port} is free" if port else f"a free port of {host}")
+        report.well("listen", f"{place(host, port)} is free" if port else f"a free port of {host}")
 
 
 def _counted(number: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""The warehouse and its spool, as configured: what nearly every command is put together from."""
+"""The warehouse, as configured: what nearly every command is put together from."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
 """How a backfill tells what it does: progress, what would be, what was, for people and for machines."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from time import monotonic
@@ -10,9 +10,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from collector.domain import Evidence, Target
+from collector.domain import Evidence, Look, Target
 from collector.errors import CollectorError
 from collector.outcomes import Effect, Outcome, Tally
+from collector.warehouse.access import Warehouse
+from collector.warehouse.recording import record
 
 _PLAIN_LINE_SECONDS = 5.0
 _EXAMPLES = 3
@@ -48,7 +50,11 @@ class Report:
         self._tell_faults()
         self._print_json(None) if self._as_json else self._print_summary()
 
-    def tell(self, outcome: Outcome) -> None:
+    def record(self, warehouse: Warehouse, looks: Iterable[Look]) -> None:
+        """Store looks, or say what they would do, and count what comes of them."""
+        record(warehouse.engine, looks, self.tally, dry_run=self.dry_run, tell=self._tell)
+
+    def _tell(self, outcome: Outcome) -> None:
         """Say what a scan would do."""
         if not self.dry_run or self._as_json or outcome.effect is not Effect.CHANGED:
             return

@@ -68,9 +68,9 @@ def _run_with(
             with WebServer(app, *settings.listen) as web:
                 log.info("listening", url=web.url)
                 life.begin(daemon, warehouse)
-                again = daemon.run(reload=reload, stood_by=life.stood_by)
+                daemon.run(reload=reload, stood_by=life.stood_by)
                 life.stood_by = daemon.state().leading is False
-    return reread[-1] if again else None
+    return reread[-1] if reread else None
 
 
 def _last_good_looks(warehouse: Warehouse) -> Mapping[Target, datetime]:

@@ -1,10 +1,9 @@
 """``collector status``: how fresh each target is, and which imports go on. Asks the warehouse, never AWS."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from fnmatch import fnmatchcase
 from typing import Any
 
 import typer
@@ -15,7 +14,8 @@ from collector.clock import utc_now
 from collector.commands.composition import warehouse_of
 from collector.commands.tables import print_table
 from collector.config import Settings
-from collector.state import NEARLY_FORGOTTEN
+from collector.domain import is_chosen
+from collector.state import nearly_forgotten
 from collector.warehouse import schema
 from collector.warehouse.reading import Outage, TargetSeen, TaskInFlight, targets_seen, tasks_in_flight
 
@@ -63,16 +63,10 @@ def status(
 def _wanted(settings: Settings, accounts: Sequence[str]) -> Callable[[str, str | None], bool]:
     """Return whether a place is asked for; an account that fails concerns each of its Regions."""
 
-    def matches(region: str, patterns: Iterable[str]) -> bool:
-        return any(fnmatchcase(region, pattern) for pattern in patterns)
-
     def wanted(account_id: str, region: str | None) -> bool:
         if accounts and account_id not in accounts:
             return False
-        if region is None:
-            return True
-        chosen = "all" in settings.regions or matches(region, settings.regions)
-        return chosen and not matches(region, settings.exclude_regions)
+        return region is None or is_chosen(region, settings.regions, settings.exclude_regions)
 
     return wanted
 
@@ -88,11 +82,7 @@ def _trouble(target: TargetSeen, now: datetime) -> list[str]:
     failing = ["failing"] if target.outage else []
     if target.last_complete_scan is None:
         return failing or ["never complete"]
-    return failing + (["nearly forgotten"] if _nearly_forgotten(target, now) else [])
-
-
-def _nearly_forgotten(target: TargetSeen, now: datetime) -> bool:
-    return target.last_complete_scan is not None and now - target.last_complete_scan > NEARLY_FORGOTTEN
+    return failing + (["nearly forgotten"] if nearly_forgotten(target.last_complete_scan, now) else [])
 
 
 # For people
@@ -138,7 +128,10 @@ def _target_cells(target: TargetSeen, now: datetime) -> list[Text]:
         Text(target.account_id),
         Text(target.region or ALL_REGIONS),
         Text(", ".join(trouble) or "well", colour),
-        Text(_ago(target.last_complete_scan, now), "yellow" if _nearly_forgotten(target, now) else ""),
+        Text(
+            _ago(target.last_complete_scan, now),
+            "yellow" if nearly_forgotten(target.last_complete_scan, now) else "",
+        ),
         Text("" if target.longest_gap is None else _span(target.longest_gap)),
         Text(str(target.gaps_over_7_days), "yellow" if target.gaps_over_7_days else ""),
     ]
@@ -205,7 +198,7 @@ def _target_members(target: TargetSeen, now: datetime) -> dict[str, Any]:
         "region": target.region,
         "last_complete_scan": last,
         "age_seconds": None if last is None else (now - last).total_seconds(),
-        "nearly_forgotten": _nearly_forgotten(target, now),
+        "nearly_forgotten": nearly_forgotten(last, now),
         "longest_gap_seconds": None if gap is None else gap.total_seconds(),
         "gaps_over_7_days": target.gaps_over_7_days,
         "outage": asdict(target.outage) if target.outage else None,

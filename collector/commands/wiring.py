@@ -1,9 +1,10 @@
 """AWS, the warehouse and the spool joined: what the commands that poll are put together from."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import structlog
 
@@ -19,8 +20,7 @@ from collector.clock import never_the_same_twice, utc_now
 from collector.commands.doubts import Doubts
 from collector.config import Settings
 from collector.daemon import TICK, Daemon, Observer, Work
-from collector.domain import Discovered, Evidence, Failure, Scan, Target
-from collector.errors import WarehouseError
+from collector.domain import Discovered, Evidence, Failure, Look, Scan, Target
 from collector.loader import Loader
 from collector.notify import notify
 from collector.outcomes import Tally
@@ -38,14 +38,18 @@ _LAST_ANSWER = 1.0
 log = structlog.stdlib.get_logger(__name__)
 
 
+def spool_folder(settings: Settings) -> Path:
+    """Return where looks wait on disk for the warehouse."""
+    return settings.data_dir / "spool"
+
+
 def spool_of(settings: Settings) -> Spool:
     """Return what waits on disk for the warehouse.
 
     Raises:
         SpoolError: the folder cannot be used.
     """
-    folder = settings.data_dir / "spool"
-    return Spool(folder, limit=settings.spool_limit, to_wire=wire_task, from_wire=import_task)
+    return Spool(spool_folder(settings), limit=settings.spool_limit, to_wire=wire_task, from_wire=import_task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Polling:
     """
 
     discover: Callable[[], Discovered]
-    look: Callable[[Target], Scan | Failure | None]
+    look: Callable[[Target], Look | None]
     images: Callable[[Target], list[Evidence] | Failure]
     requests: Callable[[Target, datetime, datetime], list[Evidence] | Failure]
     cancel: Callable[[], None]
@@ -71,7 +75,7 @@ def polling_of(
     accounts: Sequence[str],
     patience: timedelta,
     missing: Callable[[Scan], set[str]],
-    known: Callable[[], Sequence[Target]],
+    known: Collection[Target] = (),
     now: Callable[[], datetime] = utc_now,
 ) -> Iterator[Polling]:
     """Join a warehouse and the accounts that are looked at.
@@ -140,6 +144,29 @@ def roles_of(settings: Settings) -> list[Role]:
     ]
 
 
+class _Answers:
+    """Stores looks, and which accounts answered last: it ends their outages, even those stored later."""
+
+    def __init__(self, warehouse: Warehouse) -> None:
+        self._engine = warehouse.engine
+        self._recorded: Discovered | None = None
+        self.newest: Discovered | None = None
+
+    @property
+    def owed(self) -> bool:
+        """Whether there is an answer that is not stored yet."""
+        return self.newest is not self._recorded
+
+    def store(self, looks: Sequence[Look]) -> Tally:
+        """Store looks, and then the newest answer if it is owed or may end what they began."""
+        tally = record(self._engine, looks)
+        newest = self.newest
+        if newest and (self.owed or any(failure.region is None for failure in tally.failures)):
+            outages.record_answers(self._engine, newest.answered, newest.asked_at)
+            self._recorded = newest
+        return tally
+
+
 @contextmanager
 def daemon_of(
     settings: Settings,
@@ -166,8 +193,10 @@ def daemon_of(
         observer.recorded(tally, seconds)
         _log_tally(tally)
 
+    answers = _Answers(warehouse)
     loader = Loader(
-        store=lambda looks: record(warehouse.engine, looks),
+        store=answers.store,
+        owes=lambda: answers.owed,
         reach=lambda: schema.require_current(warehouse.engine),
         repair=warehouse.repair,
         give_up=give_up,
@@ -182,15 +211,13 @@ def daemon_of(
             accounts=accounts,
             patience=timedelta(0),
             missing=missing,
-            known=lambda: list(known),
+            known=known,
             now=now,
         ) as polling,
     ):
 
         def discover() -> Discovered:
-            found = polling.discover()
-            with suppress(WarehouseError):  # the next discovery says the same again
-                outages.record_answers(warehouse.engine, found.answered, found.asked_at)
+            found = answers.newest = polling.discover()
             return found
 
         work = Work(

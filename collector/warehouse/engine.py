@@ -5,19 +5,19 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.waiting import Ready, Wait
-from sqlalchemy import Engine, ExceptionContext, create_engine, event
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from collector.errors import UsageError, WarehouseAwayError, WarehouseError
 
-OLDEST_SERVER = 15
+_OLDEST_SERVER = 15
 
 _PARAMETERS: dict[str, Any] = {
     "application_name": "vm-import-collector",
@@ -131,6 +131,17 @@ def connect_to_parameters(
     return connect
 
 
+def impatient(connect: Connect, seconds: float) -> Connect:
+    """Return what connects as ``connect`` does, but waits for an answer no longer than that."""
+
+    def connect_impatiently() -> PatientConnection:
+        connection = connect()
+        connection.patience = Patience(seconds)
+        return connection
+
+    return connect_impatiently
+
+
 def make_engine(connect: Connect, *, pool_timeout: float = 30.0) -> Engine:
     """Return an engine at READ COMMITTED, which the merge needs: a snapshot must not predate its lock.
 
@@ -151,6 +162,39 @@ def _part_with_read_only_sessions(context: ExceptionContext) -> None:
     """Begin with new sessions after this error: one may stay read-only when its database no longer is."""
     if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
         context.is_disconnect = True
+
+
+class Server(NamedTuple):
+    """The server that answers, and as whom and how it lets us in."""
+
+    version: str
+    major: int
+    encoding: str
+    role: str
+    database: str
+    read_only: bool
+
+    @property
+    def fault(self) -> str | None:
+        """Why this release cannot work with it, not even read, and the mend."""
+        if self.major < _OLDEST_SERVER:
+            needed = f"it must be {_OLDEST_SERVER} or newer"
+            return f"the database is PostgreSQL {self.major}, which is too old: {needed}"
+        if self.encoding != "UTF8":
+            return f"the database is encoded in {self.encoding}: create one with ENCODING 'UTF8'"
+        return None
+
+
+def server_of(connection: Connection) -> Server:
+    """Return what answers."""
+    return Server(*connection.execute(_SERVER).one())
+
+
+_SERVER = text("""
+    SELECT current_setting('server_version'), current_setting('server_version_num')::int / 10000,
+        current_setting('server_encoding'), current_user::text, current_database()::text,
+        current_setting('transaction_read_only')::bool
+""")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ evidence a second time writes nothing.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from sqlalchemy import Connection, Engine, text
 
@@ -79,27 +80,14 @@ def _insert_tasks(connection: Connection, target_id: int, evidence: Sequence[Evi
 
 
 def _row(piece: Evidence, target_id: int) -> dict[str, object]:
-    return {
-        "source": piece.source,
-        "event_id": piece.event_id,
-        "target_id": target_id,
-        "import_task_id": piece.import_task_id,
-        "event_name": piece.event_name,
-        "occurred_at": piece.occurred_at,
-        "requested_by": piece.requested_by,
-        "source_address": piece.source_address,
-        "user_agent": piece.user_agent,
-        "error_code": piece.error_code,
-        "error_message": piece.error_message,
-        "image_id": piece.image_id,
-        "architecture": piece.architecture,
-        "boot_mode": piece.boot_mode,
-        "platform": piece.platform,
-        "usage_operation": piece.usage_operation,
-        "encrypted": piece.encrypted,
-        "details": piece.details,
-    }
+    names = (*_PLAIN, "import_task_id", "details")
+    return {"target_id": target_id, **{name: getattr(piece, name) for name in names}}
 
+
+# The members that are columns of their own name, as they are.
+_PLAIN = tuple(
+    field.name for field in fields(Evidence) if field.name not in {"target", "import_task_id", "details"}
+)
 
 _SELECT_KNOWN = text("""
     SELECT e.source, e.event_id
@@ -114,17 +102,13 @@ _INSERT_TASKS = text("""
         SELECT FROM vm_import.tasks k WHERE k.target_id = :target_id AND k.import_task_id = i.name)
 """)
 
-_INSERT_EVENTS = text("""
-    INSERT INTO vm_import.task_events (source, event_id, target_id, task_id, event_name, occurred_at,
-        requested_by, source_address, user_agent, error_code, error_message, image_id, architecture,
-        boot_mode, platform, usage_operation, encrypted, details)
-    VALUES (:source, :event_id, :target_id,
+_INSERT_EVENTS = text(f"""
+    INSERT INTO vm_import.task_events (target_id, task_id, details, {", ".join(_PLAIN)})
+    VALUES (:target_id,
         (SELECT k.task_id FROM vm_import.tasks k
          WHERE k.target_id = :target_id AND k.import_task_id = :import_task_id),
-        :event_name, :occurred_at, :requested_by, :source_address, :user_agent, :error_code,
-        :error_message, :image_id, :architecture, :boot_mode, :platform, :usage_operation, :encrypted,
-        CAST(:details AS jsonb))
-""")
+        CAST(:details AS jsonb), :{", :".join(_PLAIN)})
+""")  # noqa: S608 - our own names
 
 _INSERT_SCAN = text("""
     INSERT INTO vm_import.event_scans (target_id, source, scanned_from, scanned_to)

@@ -13,7 +13,7 @@ import psycopg
 
 from collector.domain import Target
 from collector.errors import WarehouseError
-from collector.warehouse.engine import Connect, Patience, translated_errors
+from collector.warehouse.engine import Connect, impatient, translated_errors
 
 _LEASES = 0x766D6903
 _LEADERSHIP = 0x766D6904
@@ -31,7 +31,7 @@ class Leases:
     """The leases and the leadership of this process; for any number of threads."""
 
     def __init__(self, connect: Connect) -> None:
-        self._connect = connect
+        self._connect = impatient(connect, _ANSWER)
         self._lock = threading.Lock()
         self._connection: psycopg.Connection[Any] | None = None
         self._held: set[Target] = set()
@@ -48,7 +48,7 @@ class Leases:
         with self._lock:
             if target in self._held:
                 return False
-            taken = self._try_lock(_LEASES, f"{target.account_id} {target.region}")
+            taken = self._try_lock(_LEASES, _key(target))
             if taken:
                 self._held.add(target)
             return taken
@@ -60,10 +60,7 @@ class Leases:
             if self._connection is None:
                 return
             try:
-                self._ask(
-                    "SELECT pg_advisory_unlock(%s, hashtext(%s))",
-                    (_LEASES, f"{target.account_id} {target.region}"),
-                )
+                self._ask("SELECT pg_advisory_unlock(%s, hashtext(%s))", (_LEASES, _key(target)))
             except psycopg.Error:
                 self._drop()
 
@@ -74,15 +71,12 @@ class Leases:
             WarehouseError: the database cannot be asked; a leadership that this process had is lost then.
         """
         with self._lock:
-            if not self._leading:
-                self._leading = self._try_lock(_LEADERSHIP, "")
-                return self._leading
-            try:
-                with translated_errors():
-                    self._ask("SELECT true", ())
-            except WarehouseError:
-                self._drop()
-                self._leading = self._try_lock(_LEADERSHIP, "")
+            if self._leading:
+                try:
+                    return self._ask("SELECT true", ())
+                except psycopg.Error:
+                    self._drop()
+            self._leading = self._try_lock(_LEADERSHIP, "")
             return self._leading
 
     def close(self) -> None:
@@ -115,9 +109,8 @@ class Leases:
         if self._closed:
             raise psycopg.InterfaceError("the leases are closed")
         if self._connection is None:
-            self._connection = connection = self._connect()
-            connection.patience = Patience(_ANSWER)
-            connection.autocommit = True
+            self._connection = self._connect()
+            self._connection.autocommit = True
         row = self._connection.execute(statement, parameters).fetchone()
         self._failure = None
         return bool(row and row[0])
@@ -129,3 +122,7 @@ class Leases:
                 self._connection.close()
         self._connection = None
         self._leading = False
+
+
+def _key(target: Target) -> str:
+    return f"{target.account_id} {target.region}"

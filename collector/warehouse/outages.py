@@ -33,7 +33,7 @@ def record_failures(engine: Engine, failures: Iterable[Failure]) -> None:
 
 def record_recoveries(engine: Engine, scans: Sequence[Scan]) -> None:
     """End the outages of targets that were looked at again; writes nothing where there is none."""
-    _recover(engine, [(scan.target.account_id, scan.target.region, scan.observed_at) for scan in scans])
+    _recover(engine, [(*scan.place, scan.instant) for scan in scans])
 
 
 def record_answers(engine: Engine, account_ids: Iterable[str], answered_at: datetime) -> None:

@@ -2,43 +2,18 @@
 
 from collections.abc import Sequence
 from secrets import randbits
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 from sqlalchemy import Engine, text
 
-from collector.warehouse.engine import OLDEST_SERVER, Connect, translated_errors
+from collector.warehouse.engine import Connect, translated_errors
 
 GROUPS = ("collector_writer", "collector_reader")
 """The roles that ``roles.sql`` makes."""
 
 _PROBES = 0x766D6905
 """Key space of advisory locks; leases, leadership and the merge have others."""
-
-
-class Server(NamedTuple):
-    """The server that answers, and as whom and how it lets us in."""
-
-    version: str
-    major: int
-    role: str
-    database: str
-    read_only: bool
-
-    @property
-    def too_old(self) -> bool:
-        """Whether this release cannot work with it."""
-        return self.major < OLDEST_SERVER
-
-
-def server(engine: Engine) -> Server:
-    """Return what answers.
-
-    Raises:
-        WarehouseError: nothing does, or it lets nobody in.
-    """
-    with translated_errors(), engine.connect() as connection:
-        return Server(*connection.execute(_SERVER).one())
 
 
 def missing_rights(engine: Engine) -> list[str] | None:
@@ -97,11 +72,6 @@ def _ask(connection: psycopg.Connection[Any], statement: str, parameters: Sequen
 
 _TAKE = "SELECT pg_try_advisory_lock(%s, %s), pg_backend_pid()"
 _GIVE_BACK = "SELECT pg_advisory_unlock(%s, %s), pg_backend_pid()"
-
-_SERVER = text("""
-    SELECT current_setting('server_version'), current_setting('server_version_num')::int / 10000,
-        current_user::text, current_database()::text, current_setting('transaction_read_only')::bool
-""")
 
 _USAGE = text("SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = 'vm_import'")
 

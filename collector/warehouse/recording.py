@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable
 
 from sqlalchemy import Engine
 
-from collector.domain import Failure, Scan
+from collector.domain import Failure, Look, Scan
 from collector.outcomes import Outcome, Tally
 from collector.warehouse import history, outages
 
 
 def record(
     engine: Engine,
-    looks: Iterable[Scan | Failure],
+    looks: Iterable[Look],
     tally: Tally | None = None,
     *,
     dry_run: bool = False,

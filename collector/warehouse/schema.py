@@ -8,11 +8,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 
 import collector
 from collector.errors import WarehouseError
-from collector.warehouse.engine import OLDEST_SERVER, translated_errors
+from collector.warehouse.engine import server_of, translated_errors
 from collector.warehouse.tables import SCHEMA
 
 
@@ -90,19 +90,10 @@ def require_current(engine: Engine, *, to_write: bool = True) -> None:
 
 
 def _require_usable(connection: Connection, *, to_write: bool) -> None:
-    version, read_only, encoding = connection.execute(
-        text(
-            "SELECT current_setting('server_version_num')::int / 10000,"
-            " current_setting('transaction_read_only')::bool, current_setting('server_encoding')"
-        )
-    ).one()
-    if version < OLDEST_SERVER:
-        raise WarehouseError(
-            f"the database is PostgreSQL {version}, which is too old: it must be {OLDEST_SERVER} or newer"
-        )
-    if encoding != "UTF8":
-        raise WarehouseError(f"the database is encoded in {encoding}: create one with ENCODING 'UTF8'")
-    if read_only and to_write:
+    server = server_of(connection)
+    if server.fault:
+        raise WarehouseError(server.fault)
+    if server.read_only and to_write:
         connection.invalidate()  # a session may stay read-only for ever, when its database no longer is
         raise WarehouseError("the database is read-only: point database_url at the primary")
 

@@ -21,7 +21,7 @@ def gauges(state: DaemonState, now: datetime) -> Iterator[Metric]:
     yield InfoMetricFamily("collector_build", "The running program.", value=build)
     yield from _of_process(state)
     yield from _of_spool(state)
-    yield from _of_targets(state.targets, now)
+    yield from _of_targets(state, now)
 
 
 def _of_process(state: DaemonState) -> Iterator[Metric]:
@@ -45,16 +45,14 @@ def _of_spool(state: DaemonState) -> Iterator[Metric]:
     yield _gauge("spool_full", "Whether polling has stopped because the spool is full.", state.spool_full)
 
 
-def _of_targets(targets: tuple[TargetState, ...], now: datetime) -> Iterator[Metric]:
-    failing = sum(target.failing is not None for target in targets)
-    nearly_forgotten = sum(target.nearly_forgotten(now) for target in targets)
-    unseen = sum(target.last_good_at is None for target in targets)
-    yield _gauge("targets", "Pairs of account and Region that are polled.", len(targets))
-    yield _gauge("targets_failing", "Targets whose newest look failed.", failing)
-    yield _gauge("targets_nearly_forgotten", "Targets about to lose tasks for ever.", nearly_forgotten)
-    yield _gauge("targets_unseen", "Targets that never had a complete look.", unseen)
-    yield _last_successes(targets)
-    yield _tasks(targets)
+def _of_targets(state: DaemonState, now: datetime) -> Iterator[Metric]:
+    forgotten = state.nearly_forgotten(now)
+    yield _gauge("targets", "Pairs of account and Region that are polled.", len(state.targets))
+    yield _gauge("targets_failing", "Targets whose newest look failed.", state.failing)
+    yield _gauge("targets_nearly_forgotten", "Targets about to lose tasks for ever.", forgotten)
+    yield _gauge("targets_unseen", "Targets that never had a complete look.", state.unseen)
+    yield _last_successes(state.targets)
+    yield _tasks(state.targets)
 
 
 def _last_successes(targets: tuple[TargetState, ...]) -> Metric:

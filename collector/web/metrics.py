@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from collector.domain import Failure, Scan, Target
+from collector.domain import Failure, Look, Target
 from collector.outcomes import Tally
 from collector.state import DaemonState
 from collector.web.gauges import gauges
@@ -75,7 +75,7 @@ class Metrics:
         )
         self._begin_at_zero()
 
-    def looked(self, target: Target, result: Scan | Failure | None, seconds: float) -> None:
+    def looked(self, target: Target, result: Look | None, seconds: float) -> None:
         """Count a look at a target; ``None``: another process was at it."""
         outcome = _outcome(result)
         self._polls.labels(target.account_id, target.region, outcome).inc()
@@ -129,7 +129,7 @@ class _Scrape(Collector):
         yield from gauges(self._state, self._now)
 
 
-def _outcome(result: Scan | Failure | None) -> str:
+def _outcome(result: Look | None) -> str:
     if result is None:
         return "busy"
     if isinstance(result, Failure):

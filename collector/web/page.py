@@ -62,9 +62,7 @@ def render(state: DaemonState, now: datetime) -> str:
         now=now,
         targets=targets,
         imports=imports,
-        failing=sum(target.failing is not None for target in targets),
-        forgotten=sum(target.nearly_forgotten(now) for target in targets),
-        unseen=sum(target.last_good_at is None for target in targets),
+        forgotten=state.nearly_forgotten(now),
         statuses=_sum(targets),
     )
 

@@ -78,7 +78,7 @@ class WebServer:
         host, port = self._address()
         if ipaddress.ip_address(host).is_unspecified:
             host = "localhost"
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"http://{place(host, port)}"
 
     def __enter__(self) -> Self:
         self._socket = bind(*self._wanted)
@@ -148,6 +148,11 @@ class _Connection(H11Protocol):
         self._limit = self.loop.call_later(_PATIENCE, self.transport.abort)
 
 
+def place(host: str, port: int) -> str:
+    """Return an address as people write it, IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket that listens; ``::`` listens to IPv4 as well.
 
@@ -166,7 +171,7 @@ def bind(host: str, port: int) -> socket.socket:
 def _fault(host: str, port: int, error: OSError | UnicodeError) -> str:
     if isinstance(error, UnicodeError | socket.gaierror):
         return f"{host!r} has no address: name one of this machine, such as 127.0.0.1"
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = place(host, port)
     if error.errno == errno.EADDRINUSE:
         return f"{where} is in use: stop what listens there, or name another port (0 takes a free one)"
     if error.errno == errno.EACCES:
