@@ -87,12 +87,12 @@ def _cycles(port: int, tasks: int) -> Iterator[Row]:
     ours, theirs, bare = [], [], []
     clients = Clients(connections=CONNECTIONS, patience=timedelta(minutes=1))
     with closing(clients), listing(clients) as lister, urllib3.PoolManager(maxsize=CONNECTIONS) as pool:
-        ask = _asking_bare(pool, port)
+        ask = asking_bare(pool, port)
         _timed_looks(lister, tasks)  # connections are open, and unchanged means unchanged, from here on
         for _ in range(REPEATS):
             ours.append(_timed_looks(lister, tasks))
-            bare.append(_timed(ask))
-            theirs.append(_timed(lambda target: _ask_boto3(clients, target)))
+            bare.append(timed(ask))
+            theirs.append(timed(lambda target: _ask_boto3(clients, target)))
     question = f"{len(targets())} targets of {tasks} tasks, {CONNECTIONS} connections"
     yield Row(f"{question} / a bare HTTP client", median(ours), median(bare))
     yield Row(f"boto3 as it comes: {question} / a bare HTTP client", median(theirs), median(bare))
@@ -106,7 +106,8 @@ def _timed_looks(lister: Lister, tasks: int) -> float:
     return perf_counter() - began
 
 
-def _timed(ask: Callable[[Target], object]) -> float:
+def timed(ask: Callable[[Target], object]) -> float:
+    """Return the seconds that it takes to ask every target, as many at once as there are connections."""
     began = perf_counter()
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         list(pool.map(ask, targets()))
@@ -118,7 +119,8 @@ def _ask_boto3(clients: Clients, target: Target) -> Any:
         return clients.client("ec2").describe_import_image_tasks(MaxResults=500)
 
 
-def _asking_bare(pool: urllib3.PoolManager, port: int) -> Callable[[Target], bytes]:
+def asking_bare(pool: urllib3.PoolManager, port: int) -> Callable[[Target], bytes]:
+    """Return what asks without signing and parsing."""
     url = f"http://127.0.0.1:{port}/"
     headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
 
