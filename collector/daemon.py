@@ -42,6 +42,9 @@ _STUCK_AFTER = 120.0
 # Seconds that the parts of an end may take; with the embedded server's they stay below 15.
 _GRACE, _CANCELLING, _STORING = 3.0, 1.5, 3.0
 
+_MOST_WAITING = 1500
+"""Looks that wait to be stored before no more start: a database may be slower than AWS, but not away."""
+
 _GLANCE = 0.1
 _WARN_AGAIN = 24 * 3600.0
 _CHECK_FRESHNESS = 60.0
@@ -207,7 +210,12 @@ class Daemon:
     @property
     def _polls(self) -> bool:
         """Whether looks may start: this process leads, or nobody can say who does; and there is room."""
-        return self._leading is not False and not self._stopping.is_set() and not self._loader.blocked
+        return (
+            self._leading is not False
+            and not self._stopping.is_set()
+            and not self._loader.blocked
+            and self._results.qsize() + self._loader.waiting < _MOST_WAITING
+        )
 
     def _start_looks(self) -> None:
         self._runners = {runner for runner in self._runners if not runner.done()}

@@ -89,6 +89,11 @@ class Loader:
         return self._spool.full or self._unwritten
 
     @property
+    def waiting(self) -> int:
+        """How many looks are in memory, neither stored nor on disk."""
+        return len(self._queue) + len(self._in_hand)
+
+    @property
     def busy_for(self) -> float:
         """How long (seconds) the batch in hand has been in hand."""
         since = self._since

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
@@ -352,6 +352,27 @@ def test_polling_stops_while_neither_database_nor_disk_takes_what_is_seen(
             eventually(lambda: not run.daemon.state().spool_full)
             more_looks(run.seen)
         eventually(lambda: not run.daemon.state().spool_files, timeout=40)
+    assert _all_scans(engine) >= {_key(look) for _, look in run.seen.looks if isinstance(look, Scan)}
+
+
+def test_polling_waits_for_a_database_that_is_slow(
+    configuration: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not away, so nothing goes to disk; and what is seen must not fill the memory."""
+    monkeypatch.setattr("collector.daemon._MOST_WAITING", 5)
+    most = 5 + 2  # those that wait, and one in flight for each Region
+    with running(configuration) as run:
+        more_scans(engine)
+        with engine.begin() as connection:
+            connection.execute(text("LOCK TABLE vm_import.scans"))
+            had = len(run.seen.looks)
+            eventually(lambda: len(run.seen.looks) >= had + 3)
+            began = monotonic()
+            eventually(lambda: monotonic() - began > 20 * OFTEN.total_seconds())
+            assert len(run.seen.looks) <= had + most
+            assert not run.daemon.state().spool_files
+        had = len(run.seen.looks)
+        eventually(lambda: len(run.seen.looks) > had + most)
     assert _all_scans(engine) >= {_key(look) for _, look in run.seen.looks if isinstance(look, Scan)}
 
 

@@ -11,7 +11,7 @@ from collector.domain import Scan
 from collector.errors import WarehouseError
 from collector.sightings import NeverSeenError, Sightings
 from collector.warehouse import history
-from collector.warehouse.engine import Connect, impatient, make_engine
+from collector.warehouse.engine import Connect, make_asking_engine
 
 _ANSWER = 3.0
 _SILENCE_HOLDS = 10.0
@@ -22,7 +22,7 @@ class Doubts:
     """For any number of threads."""
 
     def __init__(self, connect: Connect, sightings: Sightings) -> None:
-        self._engine = make_engine(impatient(connect, _ANSWER), pool_timeout=_ANSWER)
+        self._engine = make_asking_engine(connect, patience=_ANSWER)
         self._sightings = sightings
         self._ask_again = 0.0
 

@@ -142,20 +142,31 @@ def impatient(connect: Connect, seconds: float) -> Connect:
     return connect_impatiently
 
 
-def make_engine(connect: Connect, *, pool_timeout: float = 30.0) -> Engine:
-    """Return an engine at READ COMMITTED, which the merge needs: a snapshot must not predate its lock.
-
-    ``pool_timeout`` is how many seconds a thread waits for a connection to become free.
-    """
+def make_engine(connect: Connect) -> Engine:
+    """Return an engine at READ COMMITTED, which the merge needs: a snapshot must not predate its lock."""
     engine = create_engine(
         "postgresql+psycopg://",
         creator=connect,
         isolation_level="READ COMMITTED",
         pool_pre_ping=True,
-        pool_timeout=pool_timeout,
     )
     event.listen(engine, "handle_error", _part_with_read_only_sessions)
     return engine
+
+
+def make_asking_engine(connect: Connect, *, patience: float) -> Engine:
+    """Return an engine for small questions of very many threads: each costs one round trip and no more.
+
+    Statements are transactions of their own, and nobody tries a connection before it is used. ``patience``
+    is how many seconds the server may take to answer, and a thread waits for a connection to become free.
+    """
+    return create_engine(
+        "postgresql+psycopg://",
+        creator=impatient(connect, patience),
+        isolation_level="AUTOCOMMIT",
+        max_overflow=0,  # connections beyond the pool's would be opened and closed all the time
+        pool_timeout=patience,
+    )
 
 
 def _part_with_read_only_sessions(context: ExceptionContext) -> None:
