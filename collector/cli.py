@@ -122,7 +122,7 @@ def _backfill(
         if files or source or since or of_files:
             raise UsageError("--spool stands alone: it stores what waits on disk, and looks at nothing")
         settings = common.settings()
-        from collector.commands.backfill import from_spool  # noqa: PLC0415 - see the module's first lines
+        from collector.commands.backfill_spool import from_spool  # noqa: PLC0415 - see the module's first lines
 
         return from_spool(settings, dry_run=dry_run, as_json=as_json)
     if files:

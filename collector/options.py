@@ -35,12 +35,11 @@ class Common:
     log_format: LogFormat = LogFormat.TEXT
     verbose: bool = False
 
-    def settings(self, **flags: Any) -> "Settings":
+    def settings(self) -> "Settings":
         """Read the configuration, with these options above all else."""
         from collector.config import load  # noqa: PLC0415 - see the module's first lines
 
-        if self.region:
-            flags["regions"] = list(self.region)
+        flags = {"regions": list(self.region)} if self.region else {}
         settings = load(flags, file=self.config, known_regions=known_regions)
         if self.region:  # above the Regions of single accounts, too
             accounts = [account.model_copy(update={"regions": []}) for account in settings.accounts]
@@ -114,6 +113,6 @@ def declare(function: Callable[..., None], own: Iterable[inspect.Parameter]) -> 
 
 def known_regions() -> list[str]:
     """Return the names of all Regions that the installed botocore knows."""
-    from collector.aws import clients  # noqa: PLC0415 - see the module's first lines
+    from collector.aws import regions  # noqa: PLC0415 - see the module's first lines
 
-    return list(clients.known_regions())
+    return list(regions.known_regions())

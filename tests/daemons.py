@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from collector.clock import utc_now
 from collector.commands.composition import warehouse_of
-from collector.commands.wiring import daemon_of
+from collector.commands.daemon import daemon_of
 from collector.config import Settings
 from collector.daemon import Daemon, Result
 from collector.domain import Target

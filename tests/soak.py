@@ -29,8 +29,8 @@ import pytest
 import structlog
 from sqlalchemy import Engine, make_url
 
-from collector.commands.composition import warehouse_of
-from collector.commands.wiring import daemon_of, spool_of
+from collector.commands.composition import spool_of, warehouse_of
+from collector.commands.daemon import daemon_of
 from collector.config import Settings
 from collector.daemon import Daemon
 from collector.domain import Target

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, make_url
 
 from collector.commands.check import check
-from collector.commands.wiring import spool_of
+from collector.commands.composition import spool_of
 from collector.config import load
 from collector.domain import Failure
 from collector.errors import UsageError

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, make_url
 
-from collector.commands.wiring import spool_of
+from collector.commands.composition import spool_of
 from collector.config import load
 from collector.simulator import Fleet, SimulatedClock, Simulator
 from collector.simulator.faults import Denied

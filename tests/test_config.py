@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from collector.aws.clients import known_regions
+from collector.aws.regions import known_regions
 from collector.config import Settings, default_data_dir, load
 from collector.errors import UsageError
 from collector.redaction import redacted

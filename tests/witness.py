@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from collector.aws.transform import import_task
-from collector.commands.wiring import spool_of
+from collector.commands.composition import spool_of
 from collector.config import Settings
 from collector.domain import Look, Scan, Target, Tasks
 from collector.simulator import Simulator

@@ -5,7 +5,7 @@ Profiles, endpoints, proxies and CA bundles come from boto3's own chain.
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -15,7 +15,6 @@ import boto3
 import botocore
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 from botocore.regions import EndpointResolverBuiltins
 
@@ -171,12 +170,6 @@ def new_session() -> boto3.Session:
         return boto3.Session()
     except BotoCoreError as error:
         raise AwsUnavailableError("AWS configuration", code_of(error), message_of(error)) from error
-
-
-def known_regions() -> Collection[str]:
-    """Return the names of all Regions of all partitions that the installed botocore knows."""
-    partitions = create_loader().load_data("partitions")["partitions"]
-    return sorted({name for partition in partitions for name in partition["regions"] if "global" not in name})
 
 
 def _resolve_for_actor(builtins: dict[str, Any], **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""``collector backfill``: one shot, from the API, from what AMIs and CloudTrail still tell, or from disk."""
+"""``collector backfill``: one shot, from the API, or from what AMIs and CloudTrail still tell."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from time import monotonic
 from collector.clock import utc_now
 from collector.commands.composition import warehouse_of
 from collector.commands.reporting import Report, progress
-from collector.commands.wiring import Polling, polling_of, spool_of
+from collector.commands.wiring import Polling, polling_of
 from collector.config import Settings
 from collector.domain import Evidence, Failure, Look, Stretch, Target
 from collector.gathering import KEPT_FOR, halves, is_settled, unread_stretches
@@ -17,7 +17,6 @@ from collector.warehouse import evidence, history, outages, schema
 from collector.warehouse.access import Warehouse
 
 _BATCH_SECONDS = 1.0
-_BATCH_LOOKS = 200
 
 
 def from_sources(
@@ -59,22 +58,6 @@ def from_sources(
         if "cloudtrail" in sources:
             job.gather_requests()
     return report.tally.exit_code
-
-
-def from_spool(settings: Settings, *, dry_run: bool, as_json: bool) -> int:
-    """Store what waits on disk, the oldest first, and return the exit code."""
-    report = Report(dry_run=dry_run, as_json=as_json)
-    with report.reported(), warehouse_of(settings) as warehouse:
-        schema.require_current(warehouse.engine)
-        spool = spool_of(settings)
-        with progress(spool.files, "looks stored from disk") as advance:
-            # A dry run takes all of them together, because each scan changes what the next one does.
-            for waiting in spool.batches(max(1, spool.files) if dry_run else _BATCH_LOOKS):
-                report.record(warehouse, [spooled.look for spooled in waiting])
-                if not dry_run:
-                    spool.remove(waiting)
-                advance(len(waiting))
-    return 3 if report.tally.refused else 0
 
 
 @dataclass(frozen=True, slots=True)

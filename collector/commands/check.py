@@ -19,9 +19,9 @@ from collector.aws.discovery import Discovery
 from collector.aws.failures import UnusableAnswerError
 from collector.aws.probes import Probes, Refusal
 from collector.clock import utc_now
-from collector.commands.composition import warehouse_of
+from collector.commands.composition import spool_folder, spool_of, warehouse_of
 from collector.commands.tables import in_one_line
-from collector.commands.wiring import accounts_of, spool_folder, spool_of
+from collector.commands.wiring import accounts_of
 from collector.config import Settings
 from collector.domain import Failure
 from collector.errors import EmbeddedPostgresError, SpoolError, UsageError, WarehouseError
@@ -31,7 +31,7 @@ from collector.warehouse import schema
 from collector.warehouse.access import Warehouse
 from collector.warehouse.engine import server_of, translated_errors
 from collector.warehouse.probes import GROUPS, keeps_sessions, missing_groups, missing_rights
-from collector.web.server import bind, place
+from collector.web.listening import bind, place
 
 _AT_ONCE = 16
 """Questions to AWS at the same time."""

@@ -18,8 +18,8 @@ from sqlalchemy import Engine, text
 
 from collector.clock import utc_now
 from collector.commands.composition import warehouse_of
+from collector.commands.daemon import daemon_of
 from collector.commands.demo_view import LiveView, PlainView, View, answer_questions
-from collector.commands.wiring import daemon_of
 from collector.config import Settings
 from collector.daemon import Daemon, Result
 from collector.domain import Target
