@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks import cadence, files, load, peers, reads
+from benchmarks import cadence, clients, cycle, fetch, files, load, page, peers, reads, startup
+from benchmarks.load import Row
 from collector.warehouse.embedded import EmbeddedPostgres
 
 
@@ -24,6 +25,13 @@ def _server() -> Iterator[str]:
             yield "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**server.conninfo())
 
 
+def _all_rows(url: str) -> Iterator[Row]:
+    for benchmark in (load, reads, peers, files, cycle):
+        yield from benchmark.rows(url)
+    for benchmark in (fetch, page, clients, startup, cadence):
+        yield from benchmark.rows()
+
+
 def main() -> None:
     """Describe the machine, then print a row for each question."""
     with _server() as url:
@@ -31,10 +39,9 @@ def main() -> None:
             version = connection.info.server_version // 10000
         print(f"PostgreSQL {version}, Python {platform.python_version()}, {os.cpu_count()} cores; medians\n")
         print("| question | ours | limit | ratio |\n|---|---|---|---|")
-        loading = (*load.rows(url), *reads.rows(url), *peers.rows(url))
-        for row in (*loading, *files.rows(url), *cadence.rows()):
+        for row in _all_rows(url):
             ours, limit = f"{row.ours:.4g}{row.unit}", f"{row.limit:.4g}{row.unit}"
-            print(f"| {row.question} | {ours} | {limit} | {row.ours / row.limit:.2f} |")
+            print(f"| {row.question} | {ours} | {limit} | {row.ours / row.limit:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
