@@ -22,7 +22,7 @@ from psycopg import sql
 from collector.aws.transform import import_task
 from collector.domain import Scan, Target, Tasks
 from collector.warehouse import history, schema
-from collector.warehouse.engine import connect_to_url, make_engine
+from collector.warehouse.engine import connect_to_url, make_asking_engine, make_engine
 from collector.warehouse.recording import record
 
 TASKS = 100_000 if os.environ.get("BENCH_FULL") else 20_000
@@ -66,6 +66,7 @@ class Bench:
 
     def __init__(self, url: str) -> None:
         self.engine = make_engine(connect_to_url(url))
+        self._asking = make_asking_engine(connect_to_url(url), patience=10)
         schema.upgrade(self.engine)
         self.plain = psycopg.connect(url, autocommit=True)
         self._observer = psycopg.connect(url, autocommit=True)
@@ -83,7 +84,7 @@ class Bench:
     def missing(self, scans: Sequence[Scan]) -> None:
         """Ask what every look asks before its scan is complete."""
         for scan in scans:
-            history.missing_from(self.engine, scan)
+            history.missing_from(self._asking, scan)
 
     def empty(self) -> None:
         """Begin anew; what was written before is on disk then."""
@@ -130,6 +131,7 @@ class Bench:
         self.plain.close()
         self._observer.close()
         self.engine.dispose()
+        self._asking.dispose()
 
     def _cpu(self) -> float:
         with self.engine.connect() as connection:

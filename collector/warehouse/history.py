@@ -120,7 +120,7 @@ class _Stored(NamedTuple):
 def _last_stored(connection: Connection, scans: Mapping[int, Scan]) -> dict[int, _Stored]:
     """Return, by target_id, the scan that is stored at the instant of another one, or else just before it."""
     places = [[target_id, scan.observed_at.isoformat()] for target_id, scan in scans.items()]
-    rows = connection.execute(_SELECT_LAST_STORED, {"places": json.dumps(places)})
+    rows = connection.execute(_SELECT_LAST_STORED, {"places": json.dumps(places)}).all()
     return {target_id: _Stored(*last) for target_id, *last in rows}
 
 

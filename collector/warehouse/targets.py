@@ -34,7 +34,7 @@ def lock(connection: Connection, target_ids: Sequence[int]) -> None:
 
 
 def _ids(connection: Connection, targets: Sequence[Target]) -> dict[Target, int]:
-    rows = connection.execute(_SELECT_TARGETS, _json(targets))
+    rows = connection.execute(_SELECT_TARGETS, _json(targets)).all()
     return {Target(account_id, region): target_id for target_id, account_id, region in rows}
 
 
