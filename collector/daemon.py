@@ -209,13 +209,13 @@ class Daemon:
 
     @property
     def _polls(self) -> bool:
-        """Whether looks may start: this process leads, or nobody can say who does; and there is room."""
-        return (
-            self._leading is not False
-            and not self._stopping.is_set()
-            and not self._loader.blocked
-            and self._results.qsize() + self._loader.waiting < _MOST_WAITING
-        )
+        """Whether this process looks: it leads, or nobody can say who does; and what it sees can be kept."""
+        return self._leading is not False and not self._stopping.is_set() and not self._loader.blocked
+
+    @property
+    def _may_look(self) -> bool:
+        """Whether a look may start now."""
+        return self._polls and self._results.qsize() + self._loader.waiting < _MOST_WAITING
 
     def _start_looks(self) -> None:
         self._runners = {runner for runner in self._runners if not runner.done()}
@@ -223,7 +223,7 @@ class Daemon:
             self._runners.add(self._pool.submit(self._run_looks, target))
 
     def _next_target(self) -> Target | None:
-        return self._cadence.take(monotonic()) if self._polls else None
+        return self._cadence.take(monotonic()) if self._may_look else None
 
     def _run_looks(self, first: Target) -> None:
         """Look at one due target after the other until none is left."""
@@ -340,7 +340,7 @@ class Daemon:
         """Whether the work goes on, and not just the clock: for whoever restarts a daemon that hangs."""
         now = monotonic()
         # Targets may wait for long because there are too many of them: then looks still end.
-        waiting = min(self._cadence.lag(now), now - self._last_look) if self._polls else 0.0
+        waiting = min(self._cadence.lag(now), now - self._last_look) if self._may_look else 0.0
         return self._loader.busy_for < _STUCK_AFTER and waiting < _STUCK_AFTER
 
     def _watch_freshness(self) -> None:

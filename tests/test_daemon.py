@@ -370,6 +370,7 @@ def test_polling_waits_for_a_database_that_is_slow(
             began = monotonic()
             eventually(lambda: monotonic() - began > 20 * OFTEN.total_seconds())
             assert len(run.seen.looks) <= had + most
+            assert run.daemon.state().schedule_lag > OFTEN.total_seconds()
             assert not run.daemon.state().spool_files
         had = len(run.seen.looks)
         eventually(lambda: len(run.seen.looks) > had + most)
