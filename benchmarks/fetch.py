@@ -95,7 +95,7 @@ def _cycles(port: int, tasks: int) -> Iterator[Row]:
             theirs.append(timed(lambda target: ask_boto3(clients, target)))
     question = f"{len(targets())} targets of {tasks} tasks, {CONNECTIONS} connections"
     yield Row(f"{question} / a bare HTTP client", median(ours), median(bare))
-    yield Row(f"boto3 as it comes: {question} / a bare HTTP client", median(theirs), median(bare))
+    yield Row(f"boto3's calls alone, parsed: {question} / a bare HTTP client", median(theirs), median(bare))
 
 
 def _timed_looks(lister: Lister, tasks: int) -> float:
