@@ -184,7 +184,7 @@ def _migrate(
     check: Annotated[
         bool, typer.Option("--check", help="Only say whether the database is behind (exit code 1).")
     ] = False,
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL of all migrations; run nothing.")] = False,
 ) -> int:
     """Bring the database to this release's schema."""
     settings = common.settings()

@@ -4,6 +4,7 @@ What they need is imported only when they are used, so that ``--help`` is quick.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from collector.errors import CollectorError
+from collector.errors import CollectorError, UsageError
 
 if TYPE_CHECKING:
     from collector.config import Settings
@@ -36,11 +37,23 @@ class Common:
     verbose: bool = False
 
     def settings(self) -> "Settings":
-        """Read the configuration, with these options above all else."""
+        """Read the configuration, with these options above all else.
+
+        Raises:
+            UsageError: one fault or more, of these options or of the configuration.
+        """
         from collector.config import load  # noqa: PLC0415 - see the module's first lines
 
         flags = {"regions": list(self.region)} if self.region else {}
-        settings = load(flags, file=self.config, known_regions=known_regions)
+        faults = [
+            f"--account: {name!r} is no account id of 12 digits" for name in self.account if not _is_id(name)
+        ]
+        try:
+            settings = load(flags, file=self.config, known_regions=known_regions)
+        except UsageError as error:
+            raise UsageError(*faults, *error.faults) from None
+        if faults:
+            raise UsageError(*faults)
         if self.region:  # above the Regions of single accounts, too
             accounts = [account.model_copy(update={"regions": []}) for account in settings.accounts]
             settings = settings.model_copy(update={"accounts": accounts})
@@ -109,6 +122,10 @@ def declare(function: Callable[..., None], own: Iterable[inspect.Parameter]) -> 
     parameters = [context, *(p.replace(kind=context.kind) for p in own), *common]
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in parameters}
+
+
+def _is_id(account: str) -> bool:
+    return re.fullmatch("[0-9]{12}", account) is not None
 
 
 def known_regions() -> list[str]:

@@ -114,6 +114,16 @@ def test_a_dry_run_says_what_would_be_new_and_writes_nothing(shell: Shell) -> No
     assert row_counts(url) == before
 
 
+def test_a_dry_run_counts_a_task_once(shell: Shell, past: Simulator) -> None:
+    """Also one that the API, its AMI and CloudTrail show: it tells what the command itself does then."""
+    past.fleet.put(ACCOUNT, REGION, wire("present"))
+    for name in list(plans(past))[:3]:
+        past.fleet.put(ACCOUNT, REGION, {"ImportTaskId": name, "Status": "completed"})
+    dry, real = (json.loads(shell("backfill", "--json", *flags).out) for flags in (["--dry-run"], []))
+    assert {**dry, "dry_run": False} == real
+    assert real["new_tasks"] > IMPORTS
+
+
 def test_since_bounds_the_evidence(shell: Shell, engine: Engine) -> None:
     """An instant or a duration; what is older is left out."""
     assert shell("backfill", "--source", "images", "--since", "30d").code == 0

@@ -505,11 +505,22 @@ def test_read_only_database(shell: Shell, database_url: str) -> None:
 
 
 def test_psql(shell: Shell, database_url: str) -> None:
-    """Psql answers on the configured database, and its exit code is ours."""
+    """Psql answers on the configured database, and its exit code is ours, but for that of a lost server."""
     name = make_url(database_url).database
 
     assert shell("psql", "-Atc", "SELECT current_database()").out == f"{name}\n"
     assert shell("psql", "-f", "-", stdin="\\set ON_ERROR_STOP 1\nSELECT 1/0;").code == 3
+    assert shell("psql", COLLECTOR_DATABASE_URL="postgresql://nobody@127.0.0.1:1/nowhere").code == 1
+
+
+@pytest.mark.parametrize("command", ["status", "check", "backfill", "run"])
+def test_an_account_has_12_digits(shell: Shell, command: str) -> None:
+    """Else it is wrong usage, told together with all that is wrong with the configuration."""
+    ended = shell(command, "--account", "abc", COLLECTOR_INTERVAL="soon")
+    assert ended.code == 2
+    first, *others = ended.err.splitlines()
+    assert first == "collector: --account: 'abc' is no account id of 12 digits"
+    assert [line.split(":")[1] for line in others] == [" interval"]
 
 
 def test_alembic(shell: Shell, empty_database_url: str) -> None:

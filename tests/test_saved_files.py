@@ -123,13 +123,15 @@ def test_a_pattern_that_cannot_be_understood_is_wrong_usage(pattern: str, fault:
 
 
 def test_paths_tell_what_flags_do_not() -> None:
-    """And what both tell, the path does."""
+    """And what both tell must be the same: a file that is stored for the wrong target stays there."""
     pattern = PathPattern("{region}/{observed_at:%Y%m%dT%H%M}")
-    placed, faults = place_files(
-        ["us-east-1/20260301T1015", "elsewhere"], Place("111122223333", "eu-west-1"), pattern, known_regions
-    )
-    assert placed == [SavedFile("us-east-1/20260301T1015", Target("111122223333", "us-east-1"), TAKEN)]
-    assert faults == ["elsewhere: its path does not fit --path-pattern"]
+    names = ["us-east-1/20260301T1015", "eu-west-1/20260301T1015", "elsewhere"]
+    placed, faults = place_files(names, Place("111122223333", "us-east-1"), pattern, known_regions)
+    assert placed == [SavedFile(names[0], Target("111122223333", "us-east-1"), TAKEN)]
+    assert faults == [
+        "eu-west-1/20260301T1015: its path says eu-west-1, and --region says us-east-1: name one of them",
+        "elsewhere: its path does not fit --path-pattern",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,9 @@ def test_paths_tell_what_flags_do_not() -> None:
 def test_an_impossible_instant_in_a_path_is_named(name: str, fault: str) -> None:
     """The other files are placed."""
     pattern = PathPattern("{observed_at:%Y%m%d}")
-    placed, faults = place_files([f"x/{name}", "x/20260301"], FLAGS, pattern, known_regions)
+    placed, faults = place_files(
+        [f"x/{name}", "x/20260301"], FLAGS._replace(observed_at=None), pattern, known_regions
+    )
     assert (len(placed), faults) == (1, [fault])
 
 

@@ -63,12 +63,12 @@ def test_the_same_evidence_twice_writes_nothing(engine: Engine, database_url: st
     """Neither a row nor a byte of WAL, and it says so."""
     evidence = [requested(1), image(9), requested(2, event_id="f", import_task_id=None, error_code="Denied")]
     new, tasks = store(engine, TARGET, evidence, read=Stretch(at(0), at(10)))
-    assert (len(new), tasks) == (3, 1)
+    assert (len(new), len(tasks)) == (3, 1)
     before = row_counts(database_url)
     position = "SELECT pg_current_wal_insert_lsn()"
     with engine.connect() as connection:
         started = connection.scalar(text(position))
-    assert store(engine, TARGET, [*evidence, *evidence], read=Stretch(at(0), at(10))) == ([], 0)
+    assert store(engine, TARGET, [*evidence, *evidence], read=Stretch(at(0), at(10))) == ([], set())
     written = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), :started)"
     assert rows(engine, written, started=started)[0][0] < 200  # another database's checkpoint or the like
     assert row_counts(database_url) == before
@@ -79,7 +79,7 @@ def test_a_dry_run_stores_nothing(engine: Engine, database_url: str) -> None:
     """It says what would be new."""
     before = row_counts(database_url)
     new, tasks = store(engine, TARGET, [image(9)], dry_run=True)
-    assert (len(new), tasks) == (1, 1)
+    assert (len(new), len(tasks)) == (1, 1)
     assert row_counts(database_url) == before
 
 

@@ -149,7 +149,7 @@ class _Job:
             self.warehouse.engine, target, pieces, read=read, dry_run=self.report.dry_run
         )
         gathered.new += new
-        gathered.tasks += tasks
+        gathered.tasks |= tasks
         gathered.known += len(pieces) - len(new)
 
     def _record(self, waiting: list[Look]) -> None:
@@ -159,10 +159,10 @@ class _Job:
 
 @dataclass(slots=True)
 class _Gathered:
-    """What came of one target's evidence: new pieces, tasks nobody had heard of, pieces known already."""
+    """What came of one target's evidence: new pieces, ids nobody had heard of, pieces known already."""
 
     new: list[Evidence] = field(default_factory=list)
-    tasks: int = 0
+    tasks: set[str] = field(default_factory=set)
     known: int = 0
     failures: list[Failure] = field(default_factory=list)
 

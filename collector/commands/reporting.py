@@ -1,6 +1,7 @@
 """How a backfill tells what it does: progress, what would be, what was, for people and for machines."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,6 +28,7 @@ class Report:
         self.tally = Tally()
         self.dry_run = dry_run
         self._as_json = as_json
+        self._would_be_known: defaultdict[Target, set[str]] = defaultdict(set)
 
     @contextmanager
     def reported(self) -> Iterator[None]:
@@ -56,9 +58,11 @@ class Report:
 
     def _tell(self, outcome: Outcome) -> None:
         """Say what a scan would do."""
+        scan = outcome.scan
+        if self.dry_run:
+            self._would_be_known[scan.target] |= scan.tasks.ids
         if not self.dry_run or self._as_json or outcome.effect is not Effect.CHANGED:
             return
-        scan = outcome.scan
         typer.echo(
             f"{scan.target}, {scan.observed_at:%Y-%m-%dT%H:%M:%SZ}: would insert {outcome.inserted} versions"
             f" of tasks ({outcome.new_tasks} of them new), cut {outcome.cut}, close {outcome.closed}, expire"
@@ -67,15 +71,19 @@ class Report:
         for example in outcome.examples:
             typer.echo(f"    {example}")
 
-    def add_evidence(self, target: Target, new: Sequence[Evidence], tasks: int, *, known: int) -> None:
-        """Count evidence, and say what of it would be new."""
+    def add_evidence(self, target: Target, new: Sequence[Evidence], tasks: set[str], *, known: int) -> None:
+        """Count evidence, and say what of it would be new; ``tasks`` are ids that nobody had heard of."""
+        if self.dry_run:  # nothing is stored, so the warehouse still does not know what came before this
+            tasks = tasks - self._would_be_known[target]
+            self._would_be_known[target] |= tasks
         self.tally.events += len(new)
         self.tally.known_events += known
-        self.tally.new_tasks += tasks
+        self.tally.new_tasks += len(tasks)
         if not self.dry_run or self._as_json or not new:
             return
         typer.echo(
-            f"{target}: would add {len(new)} pieces of evidence; {tasks} tasks would be known from it alone"
+            f"{target}: would add {len(new)} pieces of evidence;"
+            f" {len(tasks)} tasks would be known from it alone"
         )
         for piece in new[:_EXAMPLES]:
             of = piece.import_task_id or f"a request that failed ({piece.error_code})"
@@ -105,7 +113,7 @@ class Report:
             f"{tally.scans} scans {would}stored ({tally.unchanged} unchanged, {tally.repeated} known"
             f" already): {tally.new_tasks} new tasks, {tally.inserted} versions inserted, {tally.cut} cut,"
             f" {tally.closed} closed, {tally.expired} tasks expired, {tally.vanished} vanished{evidence};"
-            f" {len(tally.failures)} targets failed"
+            f" {len({failure.place for failure in tally.failures})} targets failed"
         )
 
 

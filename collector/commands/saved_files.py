@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from collector.domain import Target
 from collector.errors import UsageError
@@ -37,8 +38,7 @@ _DIRECTIVES = {
 EXAMPLE = "{account}/{region}/{observed_at:%Y-%m-%dT%H%M%SZ}.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where and when a file was taken, as far as that is known; the instant is UTC."""
 
     account_id: str | None = None
@@ -173,6 +173,9 @@ def _place(name: str, flags: Place, pattern: PathPattern | None, regions: Collec
         raise ValueError("its path does not fit --path-pattern")
     if told.region is not None and told.region not in regions:
         raise ValueError(f"no Region is called {told.region!r}, as its path says")
+    for option, by_path, by_flag in zip(("--account", "--region", "--observed-at"), told, flags, strict=True):
+        if by_path and by_flag and by_path != by_flag:
+            raise ValueError(f"its path says {by_path}, and {option} says {by_flag}: name one of them")
     return Place(
         told.account_id or flags.account_id,
         told.region or flags.region,

@@ -47,7 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, default=60.0, help="simulated seconds per second (default: 60)")
     parser.add_argument("--regions", nargs="+", default=["us-east-1", "eu-central-1"], help="enabled Regions")
     parser.add_argument("--tasks", type=int, default=50, help="imports per Region (default: 50)")
-    parser.add_argument("--every", type=float, default=30.0, metavar="MINUTES")
+    parser.add_argument(
+        "--every",
+        type=float,
+        default=30.0,
+        metavar="MINUTES",
+        help="between new imports (default: 30; 0: none)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same imports")
     return parser
 

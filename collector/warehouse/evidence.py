@@ -21,13 +21,13 @@ def store(
     *,
     read: Stretch | None = None,
     dry_run: bool = False,
-) -> tuple[list[Evidence], int]:
+) -> tuple[list[Evidence], set[str]]:
     """Store what is not known yet of one target's evidence, whole or not at all.
 
     ``read`` is the stretch of CloudTrail that it is all of, if that needs no second reading.
 
     Returns:
-        The pieces that are new, and how many tasks nobody had heard of.
+        The pieces that are new, and the ids of the tasks that nobody had heard of.
 
     Raises:
         WarehouseError: the database failed; nothing is stored.
@@ -72,11 +72,11 @@ def _unknown(connection: Connection, evidence: Sequence[Evidence]) -> list[Evide
     return [piece for key, piece in pieces.items() if key not in known]
 
 
-def _insert_tasks(connection: Connection, target_id: int, evidence: Sequence[Evidence]) -> int:
+def _insert_tasks(connection: Connection, target_id: int, evidence: Sequence[Evidence]) -> set[str]:
     names = sorted({piece.import_task_id for piece in evidence if piece.import_task_id is not None})
     if not names:
-        return 0
-    return connection.execute(_INSERT_TASKS, {"target_id": target_id, "names": names}).rowcount
+        return set()
+    return set(connection.scalars(_INSERT_TASKS, {"target_id": target_id, "names": names}))
 
 
 def _row(piece: Evidence, target_id: int) -> dict[str, object]:
@@ -100,6 +100,7 @@ _INSERT_TASKS = text("""
     SELECT CAST(:target_id AS int), i.name FROM unnest(CAST(:names AS text[])) AS i (name)
     WHERE NOT EXISTS (
         SELECT FROM vm_import.tasks k WHERE k.target_id = :target_id AND k.import_task_id = i.name)
+    RETURNING import_task_id
 """)
 
 _INSERT_EVENTS = text(f"""

@@ -20,10 +20,12 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """Migrate to ``revision``; safe while others do the same, and while older code runs.
 
     Raises:
-        WarehouseError: unreachable, too old, read-only, not allowed, or a table stayed locked for 5 s.
+        WarehouseError: unreachable, too old, read-only, not allowed, migrated by a newer release, or a
+            table stayed locked for 5 s.
     """
     with translated_errors(), engine.connect() as connection:
         _require_usable(connection, to_write=True)
+        _require_known(_revision(connection))
         connection.rollback()
         config = _config()
         config.attributes["connection"] = connection
@@ -77,13 +79,7 @@ def require_current(engine: Engine, *, to_write: bool = True) -> None:
         return
     if revision is None:
         raise WarehouseError("the database was never migrated: run `collector migrate`")
-    if revision not in {
-        script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()
-    }:
-        raise WarehouseError(
-            f"the database is at revision {revision}, which this release does not know: "
-            "a newer collector migrated it, so update this one"
-        )
+    _require_known(revision)
     raise WarehouseError(
         f"the database is behind in migrations (at {revision}, needs {head}): run `collector migrate`"
     )
@@ -96,6 +92,15 @@ def _require_usable(connection: Connection, *, to_write: bool) -> None:
     if server.read_only and to_write:
         connection.invalidate()  # a session may stay read-only for ever, when its database no longer is
         raise WarehouseError("the database is read-only: point database_url at the primary")
+
+
+def _require_known(revision: str | None) -> None:
+    scripts = ScriptDirectory.from_config(_config()).walk_revisions()
+    if revision is not None and revision not in {script.revision for script in scripts}:
+        raise WarehouseError(
+            f"the database is at revision {revision}, which this release does not know: "
+            "a newer collector migrated it, so update this one"
+        )
 
 
 def _revision(connection: Connection) -> str | None:
