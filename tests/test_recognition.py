@@ -107,6 +107,18 @@ def test_only_the_page_that_changed_is_parsed(look: Look, fleet: Fleet, parsed: 
     assert [task.progress for task in second.tasks if task.progress] == ["99"]
 
 
+def test_pages_that_have_not_changed_are_not_read_to_join_them(look: Look, fleet: Fleet) -> None:
+    """Two looks alike have the very same tasks; another one is joined anew, from the same ids."""
+    put(fleet, 1200)
+    first, second, third = scan_of(look()), scan_of(look()), scan_of(look())
+    assert second.tasks is third.tasks
+    assert tuple(second.tasks) == tuple(first.tasks)
+    put(fleet, 1, Progress="99")
+    changed = scan_of(look())
+    assert changed.digest != first.digest
+    assert changed.tasks.ids == first.tasks.ids
+
+
 def test_targets_are_told_apart(look: Look, fleet: Fleet) -> None:
     """A page says nothing of the Region that it is from."""
     put(fleet, 2)

@@ -3,7 +3,7 @@
 What is asked, and what the answers mean, is ``listing``'s and ``evidence``'s.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -20,8 +20,8 @@ from collector.domain import Failure, Target
 Json = dict[str, Any]
 T = TypeVar("T")
 
-Understand = Callable[[Json], tuple[Sequence[T], str | None]]
-"""Turns an answer into its items and the next page's token; raises where it is no answer."""
+Understand = Callable[[Json], tuple[T, str | None]]
+"""Turns an answer into what is on the page and the next one's token; raises where it is no answer."""
 
 
 class Asking:
@@ -87,15 +87,13 @@ class Asker:
                 found = read()
         return found
 
-    def pages(
-        self, request: Callable[..., Json], understand: Understand[T], **options: Any
-    ) -> Iterator[Sequence[T]]:
-        """Yield the items of every page, as ``understand`` finds them in the answers."""
+    def pages(self, request: Callable[..., Json], understand: Understand[T], **options: Any) -> Iterator[T]:
+        """Yield every page, as ``understand`` finds it in the answer."""
         return every_page(lambda token: self.page(request, understand, **options, **token))
 
     def page(
         self, request: Callable[..., Json], understand: Understand[T], **options: Any
-    ) -> tuple[Sequence[T], str | None]:
+    ) -> tuple[T, str | None]:
         """Return one page, asking again while that may help."""
         for attempt in attempts(is_transient, self.deadline, self._pause):
             with attempt:

@@ -5,7 +5,7 @@ a task is missing that cannot have gone is doubtful until that task was looked u
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -17,7 +17,7 @@ from collector.aws.clients import Clients
 from collector.aws.deadline import DeadlineExceededError
 from collector.aws.failures import UnusableAnswerError, code_of
 from collector.aws.pace import TokenBucket
-from collector.aws.recognition import Recognition, tasks_of
+from collector.aws.recognition import Recognition, tasks_of, union
 from collector.aws.transform import import_task
 from collector.domain import Failure, ImportTask, Scan, Target, Tasks
 from collector.errors import CollectorError, MalformedTaskError
@@ -66,7 +66,7 @@ class Lister:
             observed_at = self._now()
             with self._recognition.of(target):
                 pages = list(asker.pages(describe, _page, MaxResults=PAGE_SIZE))
-            return observed_at, _joined(pages)
+            return observed_at, self._recognition.joined(target, pages)
 
         observed_at, tasks = asker.whole(listing)
         scan = Scan(target, observed_at, self._now(), True, "api", tasks)
@@ -78,7 +78,7 @@ class Lister:
             self._gone.pop(target, None)
             return scan
         found, settled = self._look_up(target, asker, describe, set(missing))
-        return replace(scan, finished_at=self._now(), complete=settled, tasks=_joined([tasks, found]))
+        return replace(scan, finished_at=self._now(), complete=settled, tasks=Tasks(union([tasks, found])))
 
     def _look_up(
         self, target: Target, asker: Asker, describe: Callable[..., Json], missing: set[str]
@@ -111,15 +111,6 @@ def _looked_up(asker: Asker, describe: Callable[..., Json], import_task_id: str)
     except _UNSETTLING:
         return "unsettled"
     return next((task for task in tasks if task.import_task_id == import_task_id), "unsettled")
-
-
-def _joined(pages: Sequence[Sequence[ImportTask]]) -> Tasks:
-    """Return the tasks of all pages; one that is all there is needs no work."""
-    match pages:
-        case [Tasks() as only]:
-            return only
-    # The same id may come twice while tasks move between pages; the later answer is the newer.
-    return Tasks({task.import_task_id: task for page in pages for task in page}.values())
 
 
 def _page(answer: Json) -> tuple[Tasks, str | None]:

@@ -1,6 +1,6 @@
 """Pages of a listing, read to the last one, which there must be."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from collector.aws.failures import EndlessListingError
@@ -10,8 +10,8 @@ MOST_PAGES = 1000
 T = TypeVar("T")
 
 
-def every_page(page: Callable[[dict[str, str]], tuple[Sequence[T], str | None]]) -> Iterator[Sequence[T]]:
-    """Yield the items of every page; ``page`` is given what asks for the next one, first nothing.
+def every_page(page: Callable[[dict[str, str]], tuple[T, str | None]]) -> Iterator[T]:
+    """Yield every page; ``page`` is given what asks for the next one, first nothing.
 
     Raises:
         EndlessListingError: a page token comes twice, or there are too many pages.

@@ -7,7 +7,7 @@ parser gets one without tasks, and the tasks of the last time are handed past it
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -35,6 +35,7 @@ class Recognition:
 
     def __init__(self) -> None:
         self._known: dict[Target, dict[bytes, Tasks]] = {}
+        self._joined: dict[Target, tuple[tuple[bytes, ...], Tasks]] = {}
 
     @contextmanager
     def of(self, target: Target) -> Iterator[None]:
@@ -46,6 +47,19 @@ class Recognition:
             self._known[target] = pages.seen
         finally:
             _pages.reset(token)
+
+    def joined(self, target: Target, pages: Sequence[Tasks]) -> Tasks:
+        """Return the tasks of all pages of a listing, without reading them if every page is as last time."""
+        if len(pages) == 1:
+            return pages[0]
+        digests = tuple(page.digest for page in pages)
+        before, tasks = self._joined.get(target, ((), Tasks()))
+        if digests != before:
+            kept = {page.digest: page for page in self._known[target].values()}
+            tasks = Tasks(union(pages))
+            load = partial(_read_again, [kept.get(page.digest, page) for page in pages])
+            self._joined[target] = digests, tasks.loaded_by(load)
+        return tasks
 
 
 class _Pages:
@@ -73,8 +87,7 @@ def tasks_of(answer: Json, parse: Callable[[Json], Iterable[ImportTask]]) -> Tas
     known: Tasks | None = answer.get(_TASKS)
     if known is not None:
         return known
-    # The same id may come twice while tasks move: the later one is the newer.
-    tasks = Tasks({task.import_task_id: task for task in parse(answer)}.values())
+    tasks = Tasks(union([parse(answer)]))
     if (print_of_page := answer.get(_PRINT)) is not None:
         _pages.get().seen[print_of_page] = tasks.loaded_by(partial(_unpacked, _packed(tasks)))
     return tasks
@@ -97,6 +110,15 @@ def _cut(body: bytes, begin: bytes, end: bytes) -> tuple[bytes, bytes]:
         return b"", body
     stop += len(end)
     return body[start:stop], body[:start] + body[stop:]
+
+
+def union(pages: Iterable[Iterable[ImportTask]]) -> Iterable[ImportTask]:
+    """Return each task once: it may come twice while tasks move between pages; the later is the newer."""
+    return {task.import_task_id: task for page in pages for task in page}.values()
+
+
+def _read_again(pages: Sequence[Tasks]) -> tuple[ImportTask, ...]:
+    return tuple(Tasks(union(pages)))
 
 
 def _packed(tasks: Tasks) -> bytes:
