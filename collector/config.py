@@ -39,6 +39,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from collector.domain import is_account_id
 from collector.errors import UsageError
 from collector.redaction import keep_secret, keep_secrets_of_url
 
@@ -115,7 +116,7 @@ def _role_arn(value: object) -> object:
 
 
 def _account_id(value: object) -> object:
-    if not isinstance(value, str) or not re.fullmatch(r"\d{12}", value):
+    if not isinstance(value, str) or not is_account_id(value):
         raise ValueError("must be an account's 12 digits, in quotes")
     return value
 

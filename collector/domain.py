@@ -5,6 +5,7 @@ here is storable text, every instant is timezone-aware UTC, and every list is in
 equal hashes mean equal contents (see ``collector.aws.transform``).
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import copy
@@ -31,6 +32,11 @@ class Target:
 
     def __str__(self) -> str:
         return f"account {self.account_id}, Region {self.region}"
+
+
+def is_account_id(text: str) -> bool:
+    """Whether this is how AWS names an account: 12 digits."""
+    return re.fullmatch("[0-9]{12}", text) is not None
 
 
 def is_chosen(region: str, patterns: Collection[str], exclude: Collection[str]) -> bool:

@@ -4,7 +4,6 @@ What they need is imported only when they are used, so that ``--help`` is quick.
 """
 
 import inspect
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -43,10 +42,13 @@ class Common:
             UsageError: one fault or more, of these options or of the configuration.
         """
         from collector.config import load  # noqa: PLC0415 - see the module's first lines
+        from collector.domain import is_account_id  # noqa: PLC0415 - as above
 
         flags = {"regions": list(self.region)} if self.region else {}
         faults = [
-            f"--account: {name!r} is no account id of 12 digits" for name in self.account if not _is_id(name)
+            f"--account: {name!r} is no account id of 12 digits"
+            for name in self.account
+            if not is_account_id(name)
         ]
         try:
             settings = load(flags, file=self.config, known_regions=known_regions)
@@ -122,10 +124,6 @@ def declare(function: Callable[..., None], own: Iterable[inspect.Parameter]) -> 
     parameters = [context, *(p.replace(kind=context.kind) for p in own), *common]
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in parameters}
-
-
-def _is_id(account: str) -> bool:
-    return re.fullmatch("[0-9]{12}", account) is not None
 
 
 def known_regions() -> list[str]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from collector.domain import Target
+from collector.domain import Target, is_account_id
 from collector.errors import UsageError
 
 STANDARD_INPUT = "-"
@@ -184,7 +184,7 @@ def _place(name: str, flags: Place, pattern: PathPattern | None, regions: Collec
 
 
 def _missing(place: Place, regions: Collection[str]) -> Iterator[str]:
-    if place.account_id is None or not re.fullmatch(r"\d{12}", place.account_id):
+    if place.account_id is None or not is_account_id(place.account_id):
         yield "--account: name the one account that FILES were taken in, 12 digits, or use --path-pattern"
     if place.region not in regions:
         yield (
